@@ -65,15 +65,15 @@ class _EngineCounts(Collector):
         # Read without a lock: the engine gives a copy.
         for name, value in self._counts().items():
             is_counter = name.endswith("_total")
-            family = CounterMetricFamily if is_counter else GaugeMetricFamily
+            metric_family = CounterMetricFamily if is_counter else GaugeMetricFamily
             full_name = f"cxr_jax_engine_{name.removesuffix('_total')}"
-            metric = family(full_name, f"The engine's {name}.", labels=("kind",))
+            metric = metric_family(full_name, f"The engine's {name}.", labels=("kind",))
             # Without kinds the metric has no label, as scrapers expect.
             if isinstance(value, Mapping):
                 for kind, number in value.items():
                     metric.add_metric((str(kind),), float(number))
             elif isinstance(value, (int, float)):
-                metric = family(full_name, f"The engine's {name}.", value=float(value))
+                metric = metric_family(full_name, f"The engine's {name}.", value=float(value))
             yield metric
 
 

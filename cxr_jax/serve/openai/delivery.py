@@ -84,8 +84,8 @@ class Delivery(Response):
             # Of a job that has ended this does nothing.
             if self.job is not None:
                 self.job.cancel()
-            for task in (leaving, sending):
-                task.cancel()
+            for unfinished_task in (leaving, sending):
+                unfinished_task.cancel()
             # Whatever a broken connection raises: there is nobody to tell.
             await asyncio.gather(leaving, sending, return_exceptions=True)
             self.on_end()
@@ -111,7 +111,7 @@ class WholeAnswer(Delivery):
 
     def __init__(
         self,
-        make: Callable[[list[Event], Done], dict[str, Any]],
+        make_answer: Callable[[list[Event], Done], dict[str, Any]],
         headers: dict[str, str],
         is_stopping: Callable[[], bool],
         on_end: Callable[[], None],
@@ -119,13 +119,13 @@ class WholeAnswer(Delivery):
         """Make an answer.
 
         Args:
-            make: the JSON from all events and the last one.
+            make_answer: the JSON from all events and the last one.
             headers: of the answer.
             is_stopping: as of `Delivery`.
             on_end: as of `Delivery`.
         """
         super().__init__(is_stopping, on_end)
-        self._make, self._answer_headers = make, headers
+        self._make, self._answer_headers = make_answer, headers
         self._events: list[Event] = []
         self._end: asyncio.Future[Done | Failed] = self._loop.create_future()
 
@@ -140,11 +140,13 @@ class WholeAnswer(Delivery):
 
     async def deliver(self, scope: Scope, send: Send) -> None:
         """Wait for the last event, then send all."""
-        end = await self._end
-        if isinstance(end, Failed):
-            response: Response = error_response(self.why_failed(end), scope["path"])
+        last_event = await self._end
+        if isinstance(last_event, Failed):
+            response: Response = error_response(self.why_failed(last_event), scope["path"])
         else:
-            response = JSONResponse(self._make(self._events, end), headers=self._answer_headers)
+            response = JSONResponse(
+                self._make(self._events, last_event), headers=self._answer_headers
+            )
         # Its body is one message: there is nothing left to hear from the client.
         await response(scope, _nothing_more, send)
 
@@ -192,9 +194,9 @@ class StreamedAnswer(Delivery):
             error = error_body(self.why_failed(event), is_openai=True)
             self._put(line_of(error) + DONE_LINE, is_last=True)
 
-    def _put(self, line: bytes, *, is_last: bool = False) -> None:
-        self._waiting.append(line)
-        self._waiting_bytes += len(line)
+    def _put(self, new_line: bytes, *, is_last: bool = False) -> None:
+        self._waiting.append(new_line)
+        self._waiting_bytes += len(new_line)
         self._has_ended = is_last
         # A reader that takes nothing may not fill the memory of the others: it gets no more, and no end.
         if self._waiting_bytes > self._limits.stream_bytes:
@@ -210,8 +212,10 @@ class StreamedAnswer(Delivery):
             # A proxy that collects an answer would undo the stream.
             "X-Accel-Buffering": "no",
         }
-        raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        raw_headers = [
+            (name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
         while True:
             await self._wake.wait()
             self._wake.clear()

@@ -262,11 +262,11 @@ def _ignored_names(request: ChatRequest) -> Iterator[str]:
     """Every name that nothing has read, with its place."""
     # At the top; names with an agreed meaning that changes nothing are not worth a line.
     yield from (name for name in request.model_extra or {} if not _is_known(name))
-    for at, message in enumerate(request.messages):
-        yield from (f"messages[{at}].{name}" for name in message.model_extra or {})
+    for message_number, message in enumerate(request.messages):
+        yield from (f"messages[{message_number}].{name}" for name in message.model_extra or {})
         # Of a part, and of what it holds: `detail` of an image changes nothing here.
-        for part_at, part in enumerate(message.content):
-            place = f"messages[{at}].content[{part_at}]"
+        for part_number, part in enumerate(message.content):
+            place = f"messages[{message_number}].content[{part_number}]"
             yield from (f"{place}.{name}" for name in part.model_extra or {})
             if isinstance(part, ImagePart):
                 yield from (

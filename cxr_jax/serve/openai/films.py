@@ -58,12 +58,12 @@ def conversation_of(
     films: list[PlacedFilm] = []
     messages: list[dict[str, str]] = []
     characters = 0
-    for at, message in enumerate(request.messages):
+    for message_number, message in enumerate(request.messages):
         parts: list[str | None] = []
         # A place in the list for every part, so that films keep their order among the words.
-        for part_at, part in enumerate(message.content):
+        for part_number, part in enumerate(message.content):
             if isinstance(part, ImagePart):
-                place = f"messages[{at}].content[{part_at}].image_url"
+                place = f"messages[{message_number}].content[{part_number}].image_url"
                 _check_place(place, message.role, [turn["role"] for turn in messages])
                 films.append(PlacedFilm(f"{place}.url", part.image_url.url))
                 parts.append(None)
@@ -147,9 +147,16 @@ def read_films(films: Sequence[PlacedFilm], request: ChatRequest, limits: Limits
 def question_about(films: Sequence[Film], messages: list[dict[str, str]]) -> list[dict[str, str]]:
     """Write into the first user's turn which film is which, where roles were given."""
     # Films stand in the first one only, see `_check_place`.
-    at = next(at for at, message in enumerate(messages) if message["role"] == "user")
-    asked = {**messages[at], "content": ask_of(films, messages[at]["content"])}
-    return [*messages[:at], asked, *messages[at + 1 :]]
+    message_number = next(
+        message_number
+        for message_number, message in enumerate(messages)
+        if message["role"] == "user"
+    )
+    asked = {
+        **messages[message_number],
+        "content": ask_of(films, messages[message_number]["content"]),
+    }
+    return [*messages[:message_number], asked, *messages[message_number + 1 :]]
 
 
 def _known(roles: Sequence[str]) -> list[str]:
@@ -202,7 +209,7 @@ def _decoded(film: PlacedFilm, limits: Limits) -> bytes:
     return file_bytes
 
 
-def _check_kind(param: str, said: str, file_bytes: bytes) -> None:
+def _check_kind(param: str, said_kind: str, file_bytes: bytes) -> None:
     """Refuse a file that is of another kind than its URL says: what a client believes it sends, it did not."""
     is_picture = {
         "image/png": file_bytes.startswith(PNG_MAGIC),
@@ -212,8 +219,8 @@ def _check_kind(param: str, said: str, file_bytes: bytes) -> None:
         "application/dicom": file_bytes[128:132] == DICOM_MAGIC
         or not file_bytes.startswith((PNG_MAGIC, JPEG_MAGIC)),
     }
-    if not is_picture[said]:
-        raise RefusedError(400, f"{param}: the data is no {said}", param, code="invalid_image")
+    if not is_picture[said_kind]:
+        raise RefusedError(400, f"{param}: the data is no {said_kind}", param, code="invalid_image")
 
 
 def _judge(film: Film, *, read_anyway: bool) -> None:

@@ -82,9 +82,9 @@ def _check(value: Any, depth: int) -> None:
         if not math.isfinite(value):
             raise _bad("a number is too large")
     elif isinstance(value, dict):
-        for name, item in value.items():
+        for name, inner_value in value.items():
             _check(name, depth)
-            _check(item, depth + 1)
+            _check(inner_value, depth + 1)
     elif isinstance(value, list):
-        for item in value:
-            _check(item, depth + 1)
+        for inner_value in value:
+            _check(inner_value, depth + 1)

@@ -60,9 +60,9 @@ class ReasoningSplitter:
             self._part = "gap"
             return reasoning
         # The longest end that could be the beginning of a tag waits for more.
-        kept = 0 if is_last else max(_overlap(self._held, tag) for tag in (CLOSE, ANSWER))
-        cut = len(self._held) - kept
-        reasoning, self._held = self._held[:cut], self._held[cut:]
+        held_back = 0 if is_last else max(_overlap(self._held, tag) for tag in (CLOSE, ANSWER))
+        cut_place = len(self._held) - held_back
+        reasoning, self._held = self._held[:cut_place], self._held[cut_place:]
         return reasoning
 
 
