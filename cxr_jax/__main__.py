@@ -40,6 +40,9 @@ COMMANDS = {
         "the reading room: page for readers, OpenAI-compatible API",
     ),
     "report": Command("cxr_jax.report.__main__", "main", "draw a run's report.html again"),
+    "compare": Command(
+        "cxr_jax.evaluation.paired", "main", "two evaluated runs on the same films: differences"
+    ),
     "card": Command("cxr_jax.card", "main", "the evaluation section of a model card"),
     "sources": Command(
         "cxr_jax.data.sources.__main__", "main", "a data set in its own layout: what it holds"

@@ -34,6 +34,7 @@ def _put(run_folder: Path, model: str, text: str) -> Path:
         raise UserError(
             f"--model={model}: its weights are not those that {run_folder} has evaluated: a card says nothing of others"
         )
+    # Made with the weights, where it tells their licence: a card without one is nobody's to begin here.
     readme = folder / _README
     if not readme.is_file():
         raise UserError(f"{readme}: no such file: the section is a part of a card")

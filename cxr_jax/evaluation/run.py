@@ -17,9 +17,10 @@ from cxr_jax.data.prompts import as_text, most_films
 from cxr_jax.data.sources.base import Batch, Source
 from cxr_jax.data.sources.several.run_sources import open_sources
 from cxr_jax.data.sources.splits import Splits, with_train_rows
-from cxr_jax.evaluation import scored_sets, set_scores
+from cxr_jax.evaluation import predictions, scored_sets, set_scores
 from cxr_jax.evaluation.film_use import OtherImages
 from cxr_jax.evaluation.occlusion import CoverAudit
+from cxr_jax.evaluation.predictions import SetPredictions
 from cxr_jax.evaluation.reader import Reader, Readings, Samples
 from cxr_jax.evaluation.scored_sets import ScoredSet
 from cxr_jax.evaluation.set_scores import SetAnswers, Unit
@@ -152,6 +153,8 @@ def evaluate_models(
         contaminated=splits.contaminated,
         protocol=tuple(results.protocol),
     )
+    # For comparisons with other runs, and for numbers that nobody has thought of yet.
+    predictions.save(Path(run_folder.path), results.predictions)
     tables, comparisons = results.tables, results.comparisons
     _write_report(run_folder, settings, tables, comparisons, results.cases, notes, remarks)
     return text_table(tables, comparisons, settings.data.shown_kind, remarks)
@@ -274,6 +277,7 @@ class _Results:
     comparisons: list[dict] = field(default_factory=list)
     cases: list[report.Case] = field(default_factory=list)
     protocol: list[str] = field(default_factory=list)
+    predictions: dict[str, SetPredictions] = field(default_factory=dict)
 
     def add(
         self,
@@ -288,6 +292,7 @@ class _Results:
         unit, set_name = Unit.of_set(scored_set, facts, settings.eval.unit), scored_set.name
         protocol_line = scored_sets.protocol(scored_set, settings.eval.unit, label_policy)
         self.protocol.append(protocol_line)
+        self.predictions[set_name] = predictions.of_set(scored_set, unit, answers, protocol_line)
         for model_name, of_model in answers.items():
             summary = set_scores.summarise(unit, of_model, settings.eval)
             self.tables[model_name][set_name] = {"protocol": protocol_line, **summary}

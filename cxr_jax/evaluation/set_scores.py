@@ -3,7 +3,7 @@
 docs/evaluation.md says what each number is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -233,21 +233,51 @@ def compare(
     resamples: int,
 ) -> list[dict[str, Any]]:
     """Bootstrap the paired differences, second minus first, of every score that both models have."""
-    first, second = (readings[model] for model in model_pair)
-    answers = unit.answers(_named(first)), unit.answers(_named(second))
+    pair = [readings[model] for model in model_pair]
+    return paired_rows(
+        set_name,
+        model_pair,
+        [unit.answers(_named(of_model)) for of_model in pair],
+        [unit.log_odds(of_model) for of_model in pair],
+        unit.reference,
+        resamples,
+    )
+
+
+def paired_rows(
+    set_name: str,
+    model_pair: tuple[str, str],
+    answers: Sequence[Answers],
+    log_odds: Sequence[np.ndarray | None],
+    reference: Reference,
+    resamples: int,
+) -> list[dict[str, Any]]:
+    """Bootstrap paired differences, second minus first.
+
+    Args:
+        set_name: for the rows.
+        model_pair: names of both models, for the rows.
+        answers: of both, to the units of `reference`.
+        log_odds: of both, float [N, 14], or None.
+        reference: what is so.
+        resamples: of patients.
+
+    Returns:
+        Rows of evaluation.json's "comparisons": a, b, set, metric, diff, lo, hi.
+    """
     bootstrap = Bootstrap(resamples)
     # On the same resamples of patients for both models, and for all scores.
     differences = {
         metric: scores.paired_bootstrap(
-            metric, answers[0], answers[1], unit.reference, bootstrap=bootstrap
+            metric, answers[0], answers[1], reference, bootstrap=bootstrap
         )
         for metric in COMPARED
     }
     # Only where both models have them.
-    weighed = [_probabilities(unit.log_odds(reading)) for reading in (first, second)]
+    weighed = [_probabilities(values) for values in log_odds]
     if weighed[0] is not None and weighed[1] is not None:
         differences |= probability_scores.paired_differences(
-            weighed[0], weighed[1], unit.reference, bootstrap=bootstrap
+            weighed[0], weighed[1], reference, bootstrap=bootstrap
         )
     model_names = {"a": model_pair[0], "b": model_pair[1], "set": set_name}
     return [

@@ -137,6 +137,16 @@ def _probability_lines(tables: Mapping[str, Mapping[str, Mapping]]) -> list[str]
     return lines
 
 
+def difference_line(comparison: Mapping) -> str:
+    """Write a paired difference of evaluation.json's "comparisons" in one line."""
+    model_pair = f"{comparison['b']} - {comparison['a']} on {comparison['set']}"
+    interval = f"[{comparison['lo']:+.3f}, {comparison['hi']:+.3f}]"
+    # What is undefined for one of the two has no difference.
+    if not math.isfinite(comparison["diff"]):
+        interval = "not defined"
+    return f"{model_pair}: {comparison['metric']} {comparison['diff']:+.3f} {interval} (paired)"
+
+
 def text_table(
     tables: Mapping[str, Mapping[str, Mapping]],
     comparisons: Sequence[Mapping],
@@ -162,14 +172,7 @@ def text_table(
             best_policy = summary["constants"][f"best_{metric}"]
             rows.append(_constant_row(best_policy, test_set, summary))
     table_lines = _aligned(rows)
-    for comparison in comparisons:
-        model_pair = f"{comparison['b']} - {comparison['a']} on {comparison['set']}"
-        interval = f"[{comparison['lo']:+.3f}, {comparison['hi']:+.3f}]"
-        # What is undefined for one of the two has no difference.
-        if not math.isfinite(comparison["diff"]):
-            interval = "not defined"
-        change = f"{comparison['metric']} {comparison['diff']:+.3f} {interval}"
-        table_lines.append(f"{model_pair}: {change} (paired)")
+    table_lines += map(difference_line, comparisons)
     table_lines += _probability_lines(tables)
     table_lines += [f"scored: {line}" for line in remarks.protocol]
     if remarks.label_policy:

@@ -99,7 +99,8 @@ def section(evaluation: Mapping[str, Any], name_of: Callable[[str], str] = str) 
         lines += [f"**{_text(contaminated)}**", ""]
     lines += [
         f"Model: {_text(name_of(model))}. Values stand with 95 % intervals by bootstrap, which cover who was tested "
-        "and not the seed of training. Each number is defined in docs/evaluation.md of cxr_jax.",
+        "and not the seed of training; one without width says that no resample differs, "
+        "and is no certainty. Each number is defined in docs/evaluation.md of cxr_jax.",
         "",
     ]
     protocols = list(evaluation.get("protocol", ()))
@@ -122,6 +123,7 @@ def _of_set(set_name: str, protocol: str, summary: Mapping[str, Any]) -> Iterato
         f"{summary['n']:,} {'studies' if summary.get('scored') == 'study' else 'images'}; intervals draw "
         f"{summary['n_units']:,} {drawn}, {summary['n_boot']:,} times (seed {summary['seed']})."
     )
+    # From the whole to the single label, and then what it rests on.
     yield from ("", *_overall_table(summary), "")
     yield from (*_label_table(summary), "")
     yield from _image_use(summary)
@@ -154,6 +156,7 @@ def _overall_table(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _label_table(summary: Mapping[str, Any]) -> Iterator[str]:
+    # F1 of every model; the rest of those that give probabilities.
     by_label = (summary.get("calibration") or {}).get("per_label") or {}
     metrics = {
         name: title
@@ -200,6 +203,7 @@ def _image_use(summary: Mapping[str, Any]) -> Iterator[str]:
 def _comparisons(
     evaluation: Mapping[str, Any], model: str, name_of: Callable[[str], str]
 ) -> list[str]:
+    # Other pairs of the run say nothing of this model.
     compared: Sequence[Mapping] = [
         row for row in evaluation.get("comparisons", ()) if model in (row["a"], row["b"])
     ]
