@@ -25,21 +25,21 @@ def model_name(model: str) -> str:
     return model_card.name_of(Path(model))
 
 
-def _put(run_folder: Path, model: str, text: str) -> Path:
+def _put(run_folder: Path, model: str, section_text: str) -> Path:
     """Put a section into the card of a model. Raises UserError for another model than the run has evaluated."""
-    folder = locate.find_folder(model)
+    model_folder = locate.find_folder(model)
     # config.json of the run has the hash of what it has read.
-    evaluated = (read_json(run_folder / "config.json").get("data") or {}).get("weights_sha256")
-    if not evaluated or hf_folder.weights_sha256(folder) != evaluated:
+    evaluated_hash = (read_json(run_folder / "config.json").get("data") or {}).get("weights_sha256")
+    if not evaluated_hash or hf_folder.weights_sha256(model_folder) != evaluated_hash:
         raise UserError(
             f"--model={model}: its weights are not those that {run_folder} has evaluated: a card says nothing of others"
         )
     # Made with the weights, where it tells their licence: a card without one is nobody's to begin here.
-    readme = folder / _README
-    if not readme.is_file():
-        raise UserError(f"{readme}: no such file: the section is a part of a card")
-    card.put_into(readme, text)
-    return readme
+    readme_path = model_folder / _README
+    if not readme_path.is_file():
+        raise UserError(f"{readme_path}: no such file: the section is a part of a card")
+    card.put_into(readme_path, section_text)
+    return readme_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def write_card() -> None:
         arguments = parser.parse_args(argv)
         run_folder = Path(arguments.run)
-        text = card.section(card.read_evaluation(run_folder), model_name)
+        section_text = card.section(card.read_evaluation(run_folder), model_name)
         if arguments.model is None:
-            print("\n".join(map(printable, text.splitlines())))
+            print("\n".join(map(printable, section_text.splitlines())))
             return
-        print(_put(run_folder, arguments.model, text))
+        print(_put(run_folder, arguments.model, section_text))
 
     return exit_code(write_card, debug=wants_debug(argv))
 

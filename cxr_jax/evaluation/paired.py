@@ -50,46 +50,53 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def compare(arguments: argparse.Namespace) -> None:
     """Print the differences of two runs. Raises UserError where they cannot be compared."""
     # Everything is computed before the first line is printed: half a comparison would look like a whole one.
-    runs = [predictions.load(Path(run)) for run in (arguments.run_a, arguments.run_b)]
-    lines = []
-    for names in _pairs(runs, arguments.sets):
-        pair = [of_run[name] for of_run, name in zip(runs, names, strict=True)]
+    saved_runs = [predictions.load(Path(run)) for run in (arguments.run_a, arguments.run_b)]
+    printed_lines = []
+    for names in _pairs(saved_runs, arguments.sets):
+        set_pair = [of_run[name] for of_run, name in zip(saved_runs, names, strict=True)]
         # The last model of a run is the one that it is about.
         models = [
             _model_of(of_set, wanted, flag)
             for of_set, wanted, flag in zip(
-                pair,
+                set_pair,
                 (arguments.model_a, arguments.model_b),
                 ("--model_a", "--model_b"),
                 strict=True,
             )
         ]
-        rows, said = compare_sets(names[0], pair, models, arguments.bootstrap)
+        difference_rows, what_is_compared = compare_sets(
+            names[0], set_pair, models, arguments.bootstrap
+        )
         if arguments.json:
-            lines += [json.dumps(json_value(row, str)) for row in rows]
+            printed_lines += [json.dumps(json_value(row, str)) for row in difference_rows]
             continue
         # First what the numbers are numbers of: both lines where they differ.
-        lines += [*dict.fromkeys(f"scored: {of_set.protocol}" for of_set in pair), said]
-        lines += map(difference_line, rows)
-    print("\n".join(map(printable, lines)))
+        printed_lines += [
+            *dict.fromkeys(f"scored: {of_set.protocol}" for of_set in set_pair),
+            what_is_compared,
+        ]
+        printed_lines += map(difference_line, difference_rows)
+    print("\n".join(map(printable, printed_lines)))
     if not arguments.json:
         print(NOT_FOR_DIAGNOSIS)
 
 
-def _pairs(runs: Sequence[dict[str, SetPredictions]], sets: str | None) -> list[tuple[str, str]]:
+def _pairs(
+    saved_runs: Sequence[dict[str, SetPredictions]], sets: str | None
+) -> list[tuple[str, str]]:
     """The names of the sets of both runs that are compared."""
     if sets is not None:
         first, _, second = sets.partition(",")
-        for name, of_run in ((first, runs[0]), (second, runs[1])):
+        for name, of_run in ((first, saved_runs[0]), (second, saved_runs[1])):
             if name not in of_run:
                 raise UserError(f"--sets={sets}: no set {name!r}; there are {', '.join(of_run)}")
         return [(first, second)]
     # In the order of the first run, as its table has them.
-    common = [(name, name) for name in runs[0] if name in runs[1]]
-    if not common:
-        there = " and ".join(", ".join(of_run) for of_run in runs)
+    common_names = [(name, name) for name in saved_runs[0] if name in saved_runs[1]]
+    if not common_names:
+        there = " and ".join(", ".join(of_run) for of_run in saved_runs)
         raise UserError(f"the runs have no set of one name ({there}): give --sets=A,B")
-    return common
+    return common_names
 
 
 def _model_of(of_set: SetPredictions, wanted: str | None, flag: str) -> str:
@@ -102,13 +109,13 @@ def _model_of(of_set: SetPredictions, wanted: str | None, flag: str) -> str:
 
 
 def compare_sets(
-    name: str, pair: Sequence[SetPredictions], models: Sequence[str], resamples: int
+    name: str, set_pair: Sequence[SetPredictions], models: Sequence[str], resamples: int
 ) -> tuple[list[dict[str, Any]], str]:
     """Compute the paired differences of two models on the units that both have answered.
 
     Args:
         name: of the set, for the rows.
-        pair: what was answered in both runs.
+        set_pair: what was answered in both runs.
         models: one of each run.
         resamples: of patients.
 
@@ -118,16 +125,17 @@ def compare_sets(
     Raises:
         UserError: if no unit is in both, or one has another truth.
     """
-    places = _common_places(*(list(of_set.ids) for of_set in pair))
-    if not len(places[0]):
+    common_places = _common_places(*(list(of_set.ids) for of_set in set_pair))
+    if not len(common_places[0]):
         raise UserError(f"{name}: no film is in both runs")
     # Both are cut to the same units in the same order; the patients are those of the first run.
     references = [
-        _rows_of(of_set.reference, chosen) for of_set, chosen in zip(pair, places, strict=True)
+        _rows_of(of_set.reference, chosen)
+        for of_set, chosen in zip(set_pair, common_places, strict=True)
     ]
     _check_same_truth(name, references)
     reference = references[0]
-    rows = paired_rows(
+    difference_rows = paired_rows(
         name,
         _names(models),
         [
@@ -135,22 +143,25 @@ def compare_sets(
                 np.asarray(of_set.answers[model].labels)[chosen],
                 np.asarray(of_set.answers[model].valid)[chosen],
             )
-            for of_set, model, chosen in zip(pair, models, places, strict=True)
+            for of_set, model, chosen in zip(set_pair, models, common_places, strict=True)
         ],
         [
             of_set.log_odds[model][chosen] if model in of_set.log_odds else None
-            for of_set, model, chosen in zip(pair, models, places, strict=True)
+            for of_set, model, chosen in zip(set_pair, models, common_places, strict=True)
         ],
         reference,
         resamples,
     )
-    drawn = (
+    resampled_units = (
         "images"
         if reference.groups is None
         else f"{len(set(np.asarray(reference.groups)))} patients"
     )
-    of_each = " and ".join(f"{len(of_set.ids):,}" for of_set in pair)
-    return rows, f"{name}: {len(places[0]):,} that both have, of {of_each}; intervals draw {drawn}"
+    unit_counts = " and ".join(f"{len(of_set.ids):,}" for of_set in set_pair)
+    return (
+        difference_rows,
+        f"{name}: {len(common_places[0]):,} that both have, of {unit_counts}; intervals draw {resampled_units}",
+    )
 
 
 def _names(models: Sequence[str]) -> tuple[str, str]:
@@ -178,11 +189,11 @@ def _rows_of(reference: Reference, chosen: np.ndarray) -> Reference:
 def _check_same_truth(name: str, references: Sequence[Reference]) -> None:
     first, second = (check_rows(Answers(reference.truth), reference) for reference in references)
     # Cells that neither knows may hold anything.
-    differs = (first.known != second.known) | (first.known & (first.truth != second.truth))
+    differing_rows = (first.known != second.known) | (first.known & (first.truth != second.truth))
     # Another label policy, another table, or another film under the same name.
-    if count := int(differs.any(axis=1).sum()):
+    if count := int(differing_rows.any(axis=1).sum()):
         raise UserError(
-            f"{name}: what is so of {count:,} of {len(differs):,} differs in the runs: other labels, or another policy"
+            f"{name}: what is so of {count:,} of {len(differing_rows):,} differs in the runs: other labels or policy"
         )
 
 

@@ -72,27 +72,32 @@ def of_set(
 def save(workdir: Path, sets: Mapping[str, SetPredictions]) -> None:
     """Write predictions.npz into a run's folder: whole or not at all."""
     arrays: dict[str, np.ndarray] = {}
-    about: dict[str, Any] = {"format": FORMAT, "labels": list(CHEXPERT_14), "sets": []}
+    file_facts: dict[str, Any] = {"format": FORMAT, "labels": list(CHEXPERT_14), "sets": []}
     # Arrays are named by number: names of sets and models are anybody's text.
-    for place, (set_name, of_set_) in enumerate(sets.items()):
-        rows = check_rows(Answers(of_set_.reference.truth), of_set_.reference)
-        columns = {"ids": of_set_.ids, "truth": rows.truth, "known": rows.known}
+    for set_place, (set_name, of_set_) in enumerate(sets.items()):
+        checked_rows = check_rows(Answers(of_set_.reference.truth), of_set_.reference)
+        set_columns = {"ids": of_set_.ids, "truth": checked_rows.truth, "known": checked_rows.known}
         # What nobody said costs a share of a false positive: without it F1 would come out differently.
-        columns["blank"] = rows.blank
+        set_columns["blank"] = checked_rows.blank
         if of_set_.reference.groups is not None:
-            columns["patient"] = unit_of_rows(len(rows.truth), of_set_.reference.groups)
-        for number, (model, given) in enumerate(of_set_.answers.items()):
-            checked = check_rows(given, of_set_.reference)
-            columns |= {f"answer {number}": checked.labels, f"valid {number}": checked.valid}
+            set_columns["patient"] = unit_of_rows(len(checked_rows.truth), of_set_.reference.groups)
+        for model_number, (model, model_answers) in enumerate(of_set_.answers.items()):
+            checked_answers = check_rows(model_answers, of_set_.reference)
+            set_columns |= {
+                f"answer {model_number}": checked_answers.labels,
+                f"valid {model_number}": checked_answers.valid,
+            }
             if model in of_set_.log_odds:
-                columns[f"log_odds {number}"] = of_set_.log_odds[model].astype(np.float32)
-        arrays |= {f"{place} {name}": values for name, values in columns.items()}
+                set_columns[f"log_odds {model_number}"] = of_set_.log_odds[model].astype(np.float32)
+        arrays |= {f"{set_place} {name}": values for name, values in set_columns.items()}
         models = list(of_set_.answers)
-        about["sets"].append({"name": set_name, "protocol": of_set_.protocol, "models": models})
+        file_facts["sets"].append(
+            {"name": set_name, "protocol": of_set_.protocol, "models": models}
+        )
     # In memory first: a file of this name is whole or not there.
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{_ABOUT: np.array(json.dumps(about))}, **arrays)  # type: ignore[arg-type]
-    whole_files.write_bytes(workdir / FILE, buffer.getvalue())
+    file_buffer = io.BytesIO()
+    np.savez_compressed(file_buffer, **{_ABOUT: np.array(json.dumps(file_facts))}, **arrays)  # type: ignore[arg-type]
+    whole_files.write_bytes(workdir / FILE, file_buffer.getvalue())
 
 
 def load(workdir: Path) -> dict[str, SetPredictions]:
@@ -109,37 +114,41 @@ def load(workdir: Path) -> dict[str, SetPredictions]:
     try:
         # Without pickles: a file of somebody else's runs no code here.
         with np.load(path, allow_pickle=False) as arrays:
-            about = json.loads(str(arrays[_ABOUT]))
-            if about["format"] != FORMAT or about["labels"] != list(CHEXPERT_14):
+            file_facts = json.loads(str(arrays[_ABOUT]))
+            if file_facts["format"] != FORMAT or file_facts["labels"] != list(CHEXPERT_14):
                 raise UserError(f"{path}: not predictions of format {FORMAT}")
             return {
-                of_set_["name"]: _load_set(arrays, place, of_set_)
-                for place, of_set_ in enumerate(about["sets"])
+                of_set_["name"]: _load_set(arrays, set_place, of_set_)
+                for set_place, of_set_ in enumerate(file_facts["sets"])
             }
     except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged, or no file of predictions") from error
 
 
-def _load_set(arrays: Any, place: int, about: Mapping[str, Any]) -> SetPredictions:
-    take = {
+def _load_set(arrays: Any, set_place: int, file_facts: Mapping[str, Any]) -> SetPredictions:
+    set_arrays = {
         name.partition(" ")[2]: arrays[name]
         for name in arrays.files
-        if name.startswith(f"{place} ")
+        if name.startswith(f"{set_place} ")
     }
     # Without patients each unit is one, as it was for the run itself.
-    reference = Reference(take["truth"], take["known"], take.get("patient"), take["blank"])
+    reference = Reference(
+        set_arrays["truth"], set_arrays["known"], set_arrays.get("patient"), set_arrays["blank"]
+    )
     answers, log_odds = {}, {}
-    for number, model in enumerate(about["models"]):
-        answers[model] = Answers(take[f"answer {number}"], take[f"valid {number}"])
+    for model_number, model in enumerate(file_facts["models"]):
+        answers[model] = Answers(
+            set_arrays[f"answer {model_number}"], set_arrays[f"valid {model_number}"]
+        )
         # Shapes that do not agree are a damaged file, and not an error of whoever compares.
         check_rows(answers[model], reference)
-        if f"log_odds {number}" in take:
-            log_odds[model] = take[f"log_odds {number}"]
-    if len(take["ids"]) != len(take["truth"]):
+        if f"log_odds {model_number}" in set_arrays:
+            log_odds[model] = set_arrays[f"log_odds {model_number}"]
+    if len(set_arrays["ids"]) != len(set_arrays["truth"]):
         raise ValueError("ids")
     return SetPredictions(
-        ids=take["ids"],
-        protocol=str(about["protocol"]),
+        ids=set_arrays["ids"],
+        protocol=str(file_facts["protocol"]),
         reference=reference,
         answers=answers,
         log_odds=log_odds,

@@ -46,13 +46,13 @@ def write(workdir: Path, name_of: Callable[[str], str] = str) -> Path:
     Raises:
         UserError: if the run has not been evaluated.
     """
-    text = section(read_evaluation(workdir), name_of)
+    section_text = section(read_evaluation(workdir), name_of)
     for export in _EXPORTS:
         # A run that only evaluates has none.
         if (workdir / export / _README).is_file():
-            put_into(workdir / export / _README, text)
+            put_into(workdir / export / _README, section_text)
     path = workdir / FILE
-    whole_files.write_text(path, text)
+    whole_files.write_text(path, section_text)
     return path
 
 
@@ -70,15 +70,15 @@ def read_evaluation(workdir: Path) -> dict[str, Any]:
     return evaluation
 
 
-def put_into(readme: Path, text: str) -> None:
+def put_into(readme: Path, section_text: str) -> None:
     """Put the section at the end of a card, in place of one that stands there."""
     card = readme.read_text(encoding="utf-8")
-    begin, end = card.find(_BEGIN), card.find(_END)
+    begin_place, end_place = card.find(_BEGIN), card.find(_END)
     # Only what is between both marks is ours: a person may have written behind it.
-    if 0 <= begin < end:
-        card = card[:begin] + text.rstrip("\n") + card[end + len(_END) :]
+    if 0 <= begin_place < end_place:
+        card = card[:begin_place] + section_text.rstrip("\n") + card[end_place + len(_END) :]
     else:
-        card = f"{card.rstrip()}\n\n{text}"
+        card = f"{card.rstrip()}\n\n{section_text}"
     whole_files.write_text(readme, card)
 
 
@@ -93,11 +93,17 @@ def section(evaluation: Mapping[str, Any], name_of: Callable[[str], str] = str) 
         name_of: see `write`.
     """
     model, summaries = list(evaluation["models"].items())[-1]
-    lines = [_BEGIN, "## Evaluation", "", f"{NOT_FOR_DIAGNOSIS} {CAVEAT[evaluation['kind']]}", ""]
+    section_lines = [
+        _BEGIN,
+        "## Evaluation",
+        "",
+        f"{NOT_FOR_DIAGNOSIS} {CAVEAT[evaluation['kind']]}",
+        "",
+    ]
     # First of all: no number below may be read without it.
     if contaminated := evaluation.get("contaminated"):
-        lines += [f"**{_text(contaminated)}**", ""]
-    lines += [
+        section_lines += [f"**{_text(contaminated)}**", ""]
+    section_lines += [
         f"Model: {_text(name_of(model))}. Values stand with 95 % intervals by bootstrap, which cover who was tested "
         "and not the seed of training; one without width says that no resample differs, "
         "and is no certainty. Each number is defined in docs/evaluation.md of cxr_jax.",
@@ -109,19 +115,21 @@ def section(evaluation: Mapping[str, Any], name_of: Callable[[str], str] = str) 
         protocol = summary.get("protocol") or (
             protocols[place] if place < len(protocols) else evaluation.get("label_policy", "")
         )
-        lines += [*_of_set(set_name, protocol, summary), ""]
-    lines += _comparisons(evaluation, model, name_of)
-    return "\n".join([*lines, _END, ""])
+        section_lines += [*_of_set(set_name, protocol, summary), ""]
+    section_lines += _comparisons(evaluation, model, name_of)
+    return "\n".join([*section_lines, _END, ""])
 
 
 def _of_set(set_name: str, protocol: str, summary: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"### {_text(set_name)}", "")
     if protocol:
         yield from (f"Scored: {_text(protocol)}.", "")
-    drawn = "patients" if summary["unit"] == "patient" else "images, each taken for a patient"
+    resampled_units = (
+        "patients" if summary["unit"] == "patient" else "images, each taken for a patient"
+    )
     yield (
         f"{summary['n']:,} {'studies' if summary.get('scored') == 'study' else 'images'}; intervals draw "
-        f"{summary['n_units']:,} {drawn}, {summary['n_boot']:,} times (seed {summary['seed']})."
+        f"{summary['n_units']:,} {resampled_units}, {summary['n_boot']:,} times (seed {summary['seed']})."
     )
     # From the whole to the single label, and then what it rests on.
     yield from ("", *_overall_table(summary), "")
@@ -134,22 +142,25 @@ def _overall_table(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"| Jaccard | {_number(summary['jaccard'])} |"
     for metric, title in (("macro_f1", "macro-F1"), ("micro_f1", "micro-F1")):
         for subset, which in _SUBSETS.items():
-            found = summary[metric][subset]
-            yield f"| {title}, {which} ({len(found['labels'])}) | {_number(found)} |"
+            subset_score = summary[metric][subset]
+            yield f"| {title}, {which} ({len(subset_score['labels'])}) | {_number(subset_score)} |"
     # ---- The bar, chosen on these very images ----
-    best = summary["constants"]["best_macro_f1"]
-    yield f"| best constant answer ({_text(best['policy'])}): macro-F1 | {_number(best['macro_f1'])} |"
-    gain = summary["over_constant"]["macro_f1"]
-    yield f"| macro-F1 over it, paired | {_number(gain, '+')} |"
+    best_constant = summary["constants"]["best_macro_f1"]
+    bar = _number(best_constant["macro_f1"])
+    yield f"| best constant answer ({_text(best_constant['policy'])}): macro-F1 | {bar} |"
+    constant_gain = summary["over_constant"]["macro_f1"]
+    yield f"| macro-F1 over it, paired | {_number(constant_gain, '+')} |"
     # ---- Probabilities, where an evaluation has them ----
     calibration = summary.get("calibration") or {}
     estimates = calibration.get("estimates") or {}
-    mapped = (summary.get("recalibrated") or {}).get("calibration", {}).get("estimates") or {}
+    mapped_estimates = (summary.get("recalibrated") or {}).get("calibration", {}).get(
+        "estimates"
+    ) or {}
     for name, title in _OVERALL.items():
         if estimates.get(name):
             yield f"| {title} | {_number(estimates[name])} |"
-        if mapped.get(name) and name not in ("mean_auroc", "mean_average_precision"):
-            yield f"| {title}, calibrated on the selection split | {_number(mapped[name])} |"
+        if mapped_estimates.get(name) and name not in ("mean_auroc", "mean_average_precision"):
+            yield f"| {title}, calibrated on the selection split | {_number(mapped_estimates[name])} |"
     # A rate without its interval, of evaluations of before, is left out.
     if "parse_failures" in summary:
         yield f"| answers that could not be parsed | {_number(summary['parse_failures'])} |"
@@ -167,34 +178,44 @@ def _label_table(summary: Mapping[str, Any]) -> Iterator[str]:
     yield "|---" * (4 + len(metrics)) + "|"
     for label, counts in summary["per_label"].items():
         # What is known of no image has no number, and stands there all the same.
-        numbers = [counts["f1"], *(by_label.get(label, {}).get(name) for name in metrics)]
-        cells = [label, f"{counts['n_known']:,}", f"{counts['n_pos']:,}", *map(_number, numbers)]
-        yield f"| {' | '.join(cells)} |"
-    few = (summary.get("calibration") or {}).get("few")
-    if few:
-        yield from ("", f"Fewer than 10 positives or negatives: {', '.join(few)}.")
+        label_estimates = [counts["f1"], *(by_label.get(label, {}).get(name) for name in metrics)]
+        row_cells = [
+            label,
+            f"{counts['n_known']:,}",
+            f"{counts['n_pos']:,}",
+            *map(_number, label_estimates),
+        ]
+        yield f"| {' | '.join(row_cells)} |"
+    few_labels = (summary.get("calibration") or {}).get("few")
+    if few_labels:
+        yield from ("", f"Fewer than 10 positives or negatives: {', '.join(few_labels)}.")
 
 
 def _image_use(summary: Mapping[str, Any]) -> Iterator[str]:
-    audit = {name: row for name, row in summary.get("audit", {}).items() if name != "real"}
+    other_images = {name: row for name, row in summary.get("audit", {}).items() if name != "real"}
     covered = summary.get("covered", {})
-    shown = {name: row for name, row in covered.get("images", {}).items() if name != "real"}
-    if not audit and not shown:
+    covered_images = {
+        name: row for name, row in covered.get("images", {}).items() if name != "real"
+    }
+    if not other_images and not covered_images:
         yield "It was not asked whether the answers depend on the image."
         return
-    drops = [row["drop_jaccard"] for row in audit.values()]
-    uses = bool(drops) and all(drop["lo"] is not None and drop["lo"] > 0 for drop in drops)
+    drops = [row["drop_jaccard"] for row in other_images.values()]
+    uses_image = bool(drops) and all(drop["lo"] is not None and drop["lo"] > 0 for drop in drops)
     yield (
         "Other images in place of the real ones, against the truth of the real ones: what is lost, paired. "
         + (
             "The answers use the image."
-            if uses
+            if uses_image
             else "It is not shown that the answers use the image."
         )
     )
     yield from ("", "| image | Jaccard lost | macro-F1 lost |", "|---|---|---|")
     # Covers are read of some images alone, so their number stands with them.
-    rows = [*audit.items(), *((f"{name} (of {covered['n']})", row) for name, row in shown.items())]
+    rows = [
+        *other_images.items(),
+        *((f"{name} (of {covered['n']})", row) for name, row in covered_images.items()),
+    ]
     for name, row in rows:
         drops_of_row = (row.get("drop_jaccard"), row.get("drop_macro_f1"))
         yield f"| {_text(name)} | {' | '.join(_number(drop, '+') for drop in drops_of_row)} |"
@@ -204,23 +225,25 @@ def _comparisons(
     evaluation: Mapping[str, Any], model: str, name_of: Callable[[str], str]
 ) -> list[str]:
     # Other pairs of the run say nothing of this model.
-    compared: Sequence[Mapping] = [
+    comparison_rows: Sequence[Mapping] = [
         row for row in evaluation.get("comparisons", ()) if model in (row["a"], row["b"])
     ]
-    if not compared:
+    if not comparison_rows:
         return []
-    lines = [
+    section_lines = [
         "Differences on the same images, paired:",
         "",
         "| set | difference | |",
         "|---|---|---|",
     ]
-    for row in compared:
-        pair = f"{_text(name_of(row['b']))} - {_text(name_of(row['a']))}: {_text(row['metric'])}"
-        lines.append(
-            f"| {_text(row['set'])} | {pair} | {_number({**row, 'value': row['diff']}, '+')} |"
+    for row in comparison_rows:
+        model_pair = (
+            f"{_text(name_of(row['b']))} - {_text(name_of(row['a']))}: {_text(row['metric'])}"
         )
-    return [*lines, ""]
+        section_lines.append(
+            f"| {_text(row['set'])} | {model_pair} | {_number({**row, 'value': row['diff']}, '+')} |"
+        )
+    return [*section_lines, ""]
 
 
 def _number(estimate: Mapping[str, Any] | None, sign: str = "") -> str:
