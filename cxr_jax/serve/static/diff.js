@@ -14,8 +14,8 @@ export function wordDiff(before, after) {
   let i = 0;
   let j = 0;
   while (i < old.length || j < now.length) {
-    if (i < old.length && j < now.length && old[i] === now[j]) {
-      add(pieces, "same", old[i]);
+    if (i < old.length && j < now.length && isSame(old[i], now[j])) {
+      add(pieces, "same", now[j]);
       i += 1;
       j += 1;
     } else if (j >= now.length || (i < old.length && lengths[i + 1][j] >= lengths[i][j + 1])) {
@@ -29,8 +29,13 @@ export function wordDiff(before, after) {
   return pieces;
 }
 
+// A word with the space behind it: what is removed and what is added stand apart.
 function words(text) {
-  return text.match(/\s+|[^\s]+/g) ?? [];
+  return text.match(/\S+\s*|\s+/g) ?? [];
+}
+
+function isSame(one, other) {
+  return one.trimEnd() === other.trimEnd();
 }
 
 function commonLengths(old, now) {
@@ -38,7 +43,7 @@ function commonLengths(old, now) {
   for (let i = old.length - 1; i >= 0; i -= 1) {
     for (let j = now.length - 1; j >= 0; j -= 1) {
       lengths[i][j] =
-        old[i] === now[j] ? lengths[i + 1][j + 1] + 1 : Math.max(lengths[i + 1][j], lengths[i][j + 1]);
+        isSame(old[i], now[j]) ? lengths[i + 1][j + 1] + 1 : Math.max(lengths[i + 1][j], lengths[i][j + 1]);
     }
   }
   return lengths;
@@ -51,5 +56,8 @@ function piece(kind, text) {
 function add(pieces, kind, text) {
   const last = pieces.at(-1);
   if (last?.kind === kind) last.text += text;
-  else pieces.push(piece(kind, text));
+  else {
+    if (last && !/\s$/.test(last.text)) last.text += " ";
+    pieces.push(piece(kind, text));
+  }
 }

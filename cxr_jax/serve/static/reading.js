@@ -35,6 +35,7 @@ export class Reading {
     replace(byId("sentences"));
     replace(byId("contradictions"));
     replace(byId("follow-ups"));
+    replace(byId("reading-warnings"));
     this.showChips();
     this.describe();
   }
@@ -215,6 +216,8 @@ export class Reading {
     this.takeContradictions(this.document.contradictions ?? []);
     for (const sentence of this.document.trace ?? []) this.takeSentence(sentence);
     this.answer = this.document.answer ?? this.answer;
+    const warnings = (this.document.warnings ?? []).map((warning) => make("li", { text: plain(warning, 300) }));
+    replace(byId("reading-warnings"), ...warnings);
     this.showChips();
   }
 
@@ -292,6 +295,11 @@ export class Reading {
     };
     byId("reading-state").textContent = words[this.state];
     const isRefused = this.state === "refused";
+    // Of what was not read nothing is "not mentioned".
+    const isRead = this.sentences.length > 0 || this.state === "done";
+    byId("chips").hidden = !isRead;
+    byId("no-conclusion").hidden = isRead;
+    byId("no-conclusion").textContent = this.isStreaming ? "The first sentence is awaited." : "None: the model has not read a film.";
     byId("refusal").hidden = !isRefused;
     if (isRefused) {
       replace(byId("refusal-reasons"), ...this.film.gate.reasons.map((reason) => make("li", { text: plain(reason, 300) })));

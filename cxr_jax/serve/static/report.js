@@ -125,6 +125,7 @@ export class Report {
     this.signed = report.signed ?? null;
     this.addenda = report.addenda ?? [];
     this.saved = { ...report.fields };
+    this.savedAt = report.saved_at ? new Date(report.saved_at) : null;
     // What the model gave, which every edit stands against.
     this.draft = { ...(report.draft ?? report.fields) };
     this.undoable = [];
@@ -161,20 +162,35 @@ export class Report {
   }
 
   /** Put a sentence of the model into the report; gives the field, or null. */
-  insert(sentence, isInRoom = true) {
+  insert(sentence) {
     if (!this.id || this.isSigned) return null;
-    const key = (isInRoom ? null : this.lastField) ?? fieldOf(sentence);
+    const { key, text } = this.place(sentence);
     const { box } = this.boxes.get(key);
-    const text = plain(sentence.text, 4000).trim();
-    if (!box.value.includes(text)) this.set(key, box.value.trim() ? `${box.value.trimEnd()} ${text}` : text);
+    const isThere = box.value.toLowerCase().includes(text.toLowerCase());
+    if (!isThere) this.set(key, box.value.trim() ? `${box.value.trimEnd()} ${text}` : text);
     return key;
+  }
+
+  // Where a sentence belongs, by the heading it brings or the label it claims, and its text there.
+  place(sentence) {
+    const text = plain(sentence.text, 4000).trim();
+    const heading = /^([A-Za-z ]{3,30}):\s*(?=\S)/.exec(text);
+    const word = heading?.[1].trim().toLowerCase();
+    const named = Object.entries(this.about.fields).find(([, name]) => name.toLowerCase() === word)?.[0];
+    const key = named ?? (word === "quality" ? "technique" : null);
+    if (!key) return { key: fieldOf(sentence), text };
+    const rest = text.slice(heading[0].length);
+    return { key, text: rest[0].toUpperCase() + rest.slice(1) };
   }
 
   /** Take a rejected sentence out of the report, where it stands there word for word. */
   remove(sentence) {
-    const text = plain(sentence.text, 4000).trim();
-    for (const [key, { box }] of this.boxes) {
-      if (text && box.value.includes(text)) this.set(key, box.value.replace(text, () => "").replace(/ {2,}/g, " ").trim());
+    const whole = plain(sentence.text, 4000).trim();
+    // As it stands by itself, and as it stands under its heading.
+    for (const text of [whole, this.place(sentence).text].filter(Boolean)) {
+      for (const [key, { box }] of this.boxes) {
+        if (box.value.includes(text)) this.set(key, box.value.replace(text, () => "").replace(/ {2,}/g, " ").trim());
+      }
     }
   }
 
@@ -322,6 +338,7 @@ export class Report {
   // ---- What is shown ----
 
   refresh() {
+    byId("fields").hidden = !this.id;
     for (const [key, { box, diff, remark, normal }] of this.boxes) {
       box.lastText = box.value;
       box.readOnly = this.isSigned || !this.id;

@@ -34,7 +34,7 @@ class Room {
     this.keys = new Keys((action, ...rest) => this.run(action, ...rest));
     byId("user").textContent = `${plain(userName(session), 64)} (${plain(session.role ?? "", 20)})`;
     byId("logout").hidden = userName(session) === "local";
-    byId("model-name").textContent = plain(about.model, 60);
+    byId("model-name").textContent = `model: ${plain(about.model, 60)}`;
     this.listen();
     this.describe();
     this.isReady = true;
@@ -89,6 +89,7 @@ class Room {
     gate.textContent = `${GATE_WORDS[film.gate.state]}${reasons ? `: ${reasons}` : ""}`;
     gate.title = gate.textContent;
     byId("film-name").textContent = `film ${film.sha256.slice(0, 8)}`;
+    this.say("");
     if (film.gate.state === "refused") this.attempt(this.reading.start(film));
     this.remember();
     byId("viewport").focus();
@@ -195,7 +196,10 @@ class Room {
   goToField() {
     if (!this.report.id) return this.say("There is no report yet.");
     this.say("Go to: " + Object.entries(FIELD_KEYS).map(([letter, key]) => `${letter.toUpperCase()} ${this.about.fields[key]}`).join(", "));
-    this.keys.follow = (key) => (FIELD_KEYS[key] ? this.report.focus(FIELD_KEYS[key]) : this.say("No field has that key."));
+    this.keys.follow = (key) => {
+      this.say(FIELD_KEYS[key] ? "" : "No field has that key.");
+      if (FIELD_KEYS[key]) this.report.focus(FIELD_KEYS[key]);
+    };
   }
 
   // ---- Keys and buttons ----
