@@ -96,16 +96,32 @@ def make_export(state: ServerState, report: str, ending: str, head: Head) -> byt
     document = report_document(state, report)
     if ending == "json":
         return documents.to_bytes(document)
-    # Found by name: their libraries take seconds to import, and most servers never export.
+    digest = document["image"]["sha256"]
+    # When it was signed, else when it was saved: the same version is the same file, whenever it is asked for.
+    at = _whole_seconds((document["signed"] or {}).get("at") or _saved_at(state, report))
+    # Their libraries take seconds to import, and most servers never export.
     try:
         if ending == "fhir.json":
             fhir = importlib.import_module("cxr_jax.outputs.fhir")
-            return fhir.to_bytes(fhir.bundle(document))
+            # A picture belongs to no imaging study: its bundle names none.
+            is_dicom = shelf_of(state).info(digest)["kind"] == "DICOM"
+            sources = _sources(state, digest) if is_dicom else []
+            return fhir.to_bytes(fhir.bundle(document, sources, at=at))
         writer = importlib.import_module(_WRITERS[ending])
-        source = shelf_of(state).original(document["image"]["sha256"])
-        return writer.to_bytes(document, source)
+        pixels = (shelf_of(state).picture(digest),) if ending == "sc.dcm" else ()
+        return writer.write(document, _sources(state, digest), *pixels, at=at)
     except UserError as error:
         raise RefusedError(409, str(error)) from None
+
+
+def _saved_at(state: ServerState, report: str) -> str:
+    return state.store.reports.versions(report)[-1]["created"]
+
+
+def _sources(state: ServerState, digest: str) -> list[Any]:
+    """The film's identity, from the bytes as they came. Raises UserError for a film that is no DICOM."""
+    dicom_source = importlib.import_module("cxr_jax.outputs.dicom_source")
+    return [dicom_source.read_source("the film", shelf_of(state).original(digest))]
 
 
 def _text(state: ServerState, report: str, head: Head) -> bytes:

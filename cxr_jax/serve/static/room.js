@@ -27,6 +27,7 @@ class Room {
     this.signing = new Signing({
       report: this.report,
       reading: this.reading,
+      film: () => this.filmSide.film,
       needsPassword: userName(session) !== "local",
       say,
       signed: () => this.describe(),

@@ -6,8 +6,8 @@ const CONFIDENCES = ["not at all", "slightly", "somewhat", "moderately", "fairly
 const EXPORTS = { json: "JSON", txt: "Text", "sr.dcm": "DICOM SR", "sc.dcm": "Secondary capture", "fhir.json": "FHIR" };
 
 export class Signing {
-  constructor({ report, reading, needsPassword, say, signed }) {
-    Object.assign(this, { report, reading, needsPassword, say, signed });
+  constructor({ report, reading, film, needsPassword, say, signed }) {
+    Object.assign(this, { report, reading, film, needsPassword, say, signed });
     this.dialog = byId("sign-dialog");
     const choices = CONFIDENCES.map((words, index) =>
       make(
@@ -122,7 +122,11 @@ export class Signing {
     if (!report.id || row.dataset.of === report.id) return;
     row.dataset.of = report.id;
     // Without a model's reading there is no document, and a report has its text alone.
-    const offered = Object.entries(EXPORTS).filter(([suffix]) => report.reading !== null || suffix === "txt");
+    // A picture names no patient and no study that DICOM outputs could belong to.
+    const isDicom = this.film()?.kind === "DICOM";
+    const offered = Object.entries(EXPORTS).filter(
+      ([suffix]) => suffix === "txt" || (report.reading !== null && (isDicom || !suffix.endsWith("dcm"))),
+    );
     const links = offered.map(([suffix, name]) =>
       make("a", { href: `/room/reports/${encodeURIComponent(report.id)}.${suffix}`, download: `report.${suffix}`, text: name }),
     );
