@@ -92,7 +92,7 @@ def arguments(parser) -> None:
 
 
 @contextlib.contextmanager
-def workers(parser, args):
+def workers(parser, args, peer_script: str = "_peer.py"):
     """(our worker, the peer's or None, facts of both): two processes with the same weights and inputs."""
     if args.dtype != "float32" and not args.no_peer:
         parser.error("the peer is compared in float32; give --no_peer")
@@ -104,7 +104,7 @@ def workers(parser, args):
                 folder = pathlib.Path(temp) / "model"
                 ours("save", folder=str(folder))
                 peer = Worker(
-                    args.peer_python, pathlib.Path(__file__).with_name("_peer.py"), folder
+                    args.peer_python, pathlib.Path(__file__).with_name(peer_script), folder
                 )
                 known.append(peer("facts"))
         yield ours, peer, known

@@ -31,7 +31,8 @@ class RowText:
         self.logprobs: list[float] = []
         self.text = opened
         self._told_text, self._told_tokens = 0, 0
-        # Where the text of each token ends; known only where stop texts ask for it.
+        # Where the text of each token begins and ends; known only where stop texts ask for it.
+        self._starts: list[int] = []
         self._ends: list[int] = []
 
     def add(
@@ -73,9 +74,13 @@ class RowText:
         text = self._decoded(count, self.finish_reason is not None)
         if self.stop:
             # One decoding a token: only who has stop texts pays for it.
-            known = len(self._ends)
-            self._ends += [len(self._decoded(end, False)) for end in range(known + 1, count)]
-            self._ends += [len(text)] * (count > known)
+            for token_count in range(len(self._ends), count):
+                before, after = (
+                    self._decoded(counted, True) for counted in (token_count, token_count + 1)
+                )
+                # Each token of a character that is split has all of it: from its place to behind it.
+                self._starts.append(len(before.rstrip("\ufffd")))
+                self._ends.append(len(after))
             text = self._cut(text)
         self.text = text
 
@@ -91,8 +96,7 @@ class RowText:
         # The one that is complete first, as if letters came one by one: turns of tokens must not show.
         _, place = min(matches)
         # A token counts if any of its text does.
-        starts = [len(self.opened), *self._ends][: len(self._ends)]
-        kept = sum(start < place for start in starts)
+        kept = sum(start < place for start in self._starts)
         self.token_ids, self.logprobs = self.token_ids[:kept], self.logprobs[:kept]
         self.finish_reason = "stop"
         return text[:place]
