@@ -15,6 +15,9 @@ less than the model's own limit: less memory, less time. `python -m cxr_jax.pred
 one follows from headers and names, or is said by `--roles=frontal,lateral,prior` in the order of the files, and stands
 in the prompt. Without it every file is read by itself.
 
+`--sr=F.dcm` and `--fhir=F.json` write the reading of one film, or of one study, as DICOM SR and as a FHIR bundle: what
+the reading room exports. SR needs the film's DICOM, whose patient and study it belongs to.
+
 A file that cannot be read, or that is visibly no frontal chest radiograph (lateral, other body part, blank,
 colour; by its pixels noise, text, a photograph, a limb, a CT slice), gets one line on stderr and no report;
 `--read_anyway` reads the latter kind, and `--image_gate=warn` or `off` what the pixels alone speak against. Research
@@ -22,26 +25,32 @@ use only. Not for diagnosis.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data import image_gate, images, radiograph
 from cxr_jax.data.prompts import FIND_PROMPT, IMAGE_MARK, ROLES, check_prompt, split_roles
-from cxr_jax.errors import UserError, exit_code, printable
+from cxr_jax.errors import UserError, as_utf8, exit_code, printable
 from cxr_jax.inference.reading import (
     Film,
+    FilmReading,
     ReadingOptions,
     as_text,
     check_usable,
-    reading_record,
+    read_films,
     study_of,
     why_no_probabilities,
 )
+from cxr_jax.outputs import codes
+from cxr_jax.runtime import whole_files
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 
 if TYPE_CHECKING:
@@ -100,12 +109,28 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--number_images", action="store_true", help='write "Picture n: " before each image'
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    _add_output_flags(parser)
     parser.add_argument(
         "--read_anyway", action="store_true", help="also read what is no frontal chest radiograph"
     )
     arguments = parser.parse_args(argv)
     _check_study(arguments)
+    _check_outputs(arguments)
     return arguments
+
+
+def _add_output_flags(parser: ArgumentParser) -> None:
+    parser.add_argument("--sr", metavar="F.dcm", help="write the reading as DICOM SR (TID 1500)")
+    parser.add_argument("--fhir", metavar="F.json", help="write the reading as a FHIR R4B bundle")
+    parser.add_argument(
+        "--codes",
+        default="standard",
+        choices=codes.CHOICES,
+        help="of --sr and --fhir: SNOMED CT and DICOM's, or our own alone",
+    )
+    parser.add_argument(
+        "--subject", metavar="ID", help="of --fhir: an opaque identifier of the patient"
+    )
 
 
 def _check_study(arguments: argparse.Namespace) -> None:
@@ -122,6 +147,18 @@ def _check_study(arguments: argparse.Namespace) -> None:
         raise UserError("--roles: frontal must be among them: it is the film that is asked about")
     if len(arguments.roles) != len(arguments.images):
         raise UserError(f"--roles: {len(arguments.roles)} roles, {len(arguments.images)} files")
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse places for --sr and --fhir before anything is read for them. Raises UserError."""
+    places = [place for place in (arguments.sr, arguments.fhir) if place is not None]
+    if places and len(arguments.images) > 1 and not arguments.study:
+        raise UserError("--sr, --fhir: of one film, or of one study (--study)")
+    for place in places:
+        whole_files.check_output(place, arguments.images)
+    # One would replace the other.
+    if len(places) == 2 and os.path.realpath(places[0]) == os.path.realpath(places[1]):
+        raise UserError("--sr, --fhir: two files of one name")
 
 
 def _whole_number_from(least: int) -> Callable[[str], int]:
@@ -163,7 +200,11 @@ def read_all(arguments: argparse.Namespace) -> int:
             why_shares = why_no_probabilities(model)
             if not arguments.json:
                 print(NOT_FOR_DIAGNOSIS)
-        record = reading_record(model, films, options, why_shares)
+        reading = read_films(model, films, options, why_shares)
+        record = reading.record
+        # Before it is shown: who sees the reading has its files.
+        if arguments.sr or arguments.fhir:
+            _write_outputs(arguments, model, films, reading)
         # At once, so that a reader need not wait for the last image.
         if arguments.json:
             print(json.dumps(record), flush=True)
@@ -187,9 +228,73 @@ def _read_films(paths: list[str], arguments: argparse.Namespace) -> list[Film]:
         # Words of the question's own name the films as the files come.
         in_order = IMAGE_MARK in arguments.prompt
         films = study_of(paths, loaded, arguments.roles, in_order)
+    if arguments.sr:
+        from cxr_jax.outputs import export
+        from cxr_jax.outputs.dicom_source import read_source
+
+        # Now, and not after a minute of reading.
+        for file in export.read_films(paths):
+            read_source(file.name, file.data)
     for film in films:
         check_usable(film.path, film.image, arguments.read_anyway, arguments.image_gate)
     return films
+
+
+def _write_outputs(
+    arguments: argparse.Namespace, model: "Model", films: list[Film], reading: FilmReading
+) -> None:
+    """Write --sr and --fhir, each whole or not at all. Raises UserError."""
+    # Here: they bring pydicom, which a picture without outputs does not need.
+    from cxr_jax.outputs import document, export
+    from cxr_jax.outputs.trace_sentences import find_words
+
+    files = export.read_films([film.path for film in films])
+    facts = [
+        document.image_facts(hashlib.sha256(file.data).hexdigest(), film.image.meta, film.role)
+        for file, film in zip(files, films, strict=True)
+    ]
+    record = reading.record
+    # A study is of its frontal film, wherever it stands among the others.
+    first = next((at for at, film in enumerate(films) if film.role in (None, "frontal")), 0)
+    order = [first, *(at for at in range(len(films)) if at != first)]
+    built = document.build(
+        facts[first],
+        document.ModelFacts(
+            # Its name, and no path of this machine.
+            name=as_utf8(Path(arguments.model).name) or "model",
+            weights_sha256=record["weights_sha256"],
+            words=find_words(model.folder),
+        ),
+        document.CompletionFacts(
+            text=reading.completion.text,
+            finish_reason=reading.completion.finish_reason,
+            prompt=record["prompt"],
+            seed=record["seed"],
+            probabilities=record["probabilities"],
+            warnings=record["warnings"],
+        ),
+        [facts[at] for at in order[1:]],
+    )
+    settings = export.ExportSettings(at=_now(), codes=arguments.codes, subject=arguments.subject)
+    in_order = [files[at] for at in order]
+    # Both are made before either is written: a refusal leaves nothing.
+    made = [
+        (place, export.export(kind, built, in_order, settings))
+        for place, kind in ((arguments.sr, "sr.dcm"), (arguments.fhir, "fhir.json"))
+        if place is not None
+    ]
+    for place, data in made:
+        try:
+            whole_files.write_bytes(place, data)
+        except OSError as error:
+            raise UserError(f"{place}: cannot be written ({error.strerror})") from None
+
+
+def _now() -> str:
+    """The time of the reading, in UTC; SOURCE_DATE_EPOCH, where it is set, for files that can be made again."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    seconds = int(epoch) if epoch.isdigit() and len(epoch) < 12 else int(time.time())
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _identify_file(path: str) -> tuple[int, int] | str:

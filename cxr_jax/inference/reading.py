@@ -4,14 +4,14 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cxr_jax.data import image_gate, prompts
 from cxr_jax.data.radiograph import Image
 from cxr_jax.data.studies import origins
 from cxr_jax.data.studies import roles as study_roles
 from cxr_jax.errors import UserError, as_utf8, printable
-from cxr_jax.inference.requests import ReadyModel
+from cxr_jax.inference.requests import Completion, ReadyModel
 from cxr_jax.labels.answers import FORMAT_PATTERN, answer_warnings, reasoning_of, split_answer
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.weights import hf_folder
@@ -138,10 +138,24 @@ def ask_of(films: Sequence[Film], question: str) -> str:
     return prompts.ask_of_roles(roles, question)
 
 
+class FilmReading(NamedTuple):
+    """The record of a reading, and the completion that it was made from."""
+
+    record: dict[str, Any]
+    completion: Completion
+
+
 def reading_record(
     model: ReadyModel, films: Sequence[Film], options: ReadingOptions, why_shares: str | None = None
 ) -> dict[str, Any]:
-    """Read a film, or several together, and return the record: exactly the keys of `--json`.
+    """Read as `read_films` does, and return the record alone: exactly the keys of `--json`."""
+    return read_films(model, films, options, why_shares).record
+
+
+def read_films(
+    model: ReadyModel, films: Sequence[Film], options: ReadingOptions, why_shares: str | None = None
+) -> FilmReading:
+    """Read a film, or several together.
 
     Args:
         model: that reads.
@@ -194,7 +208,7 @@ def reading_record(
     }
     if films[0].role is not None:
         record["images"] = [{"image": as_utf8(film.path), "role": film.role} for film in films]
-    return record
+    return FilmReading(record, reading)
 
 
 def _warnings_of(films: Sequence[Film]) -> list[str]:

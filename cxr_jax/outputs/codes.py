@@ -61,9 +61,11 @@ def scheme() -> dict[str, str]:
 def system_of(concept: Concept) -> str:
     """Give the scheme of a concept as FHIR names it."""
     # Ours has an OID for a name, as schemes without a registry have.
-    own = scheme()
+    own_scheme = scheme()
     return (
-        f"urn:oid:{own['uid']}" if concept.scheme == own["designator"] else _SYSTEMS[concept.scheme]
+        f"urn:oid:{own_scheme['uid']}"
+        if concept.scheme == own_scheme["designator"]
+        else _SYSTEMS[concept.scheme]
     )
 
 
@@ -81,7 +83,7 @@ class Codes:
         if choice not in CHOICES:
             raise UserError(f"--codes={choice}: choose one of {', '.join(CHOICES)}")
         self.choice = choice
-        self._rows = {row["label"]: row for row in load()["labels"]}
+        self._rows = {label_row["label"]: label_row for label_row in load()["labels"]}
 
     def said(self, name: str) -> Concept:
         """Give what is said of a finding: "procedure", "presence", "laterality", "probability" or "model_state"."""
@@ -103,19 +105,23 @@ class Codes:
             sentences: what the reading says of it; they choose among kinds.
         """
         # A label that is none of the 14 is a mistake of the caller.
-        row = self._rows[label]
-        own = self.local(label)
+        label_row = self._rows[label]
+        own_scheme = self.local(label)
         # Words anywhere in them count: which of them is meant is not for a pattern to say.
-        text = " ".join(sentences)
-        found = self._kind(row, text) or row.get("finding")
+        joined_text = " ".join(sentences)
+        found = self._kind(label_row, joined_text) or label_row.get("finding")
         # Of a site that only some sentences name, nothing is said for the others.
-        site = row.get("site") or next(
-            (said["site"] for said in row.get("sites_said", ()) if _names(said["words"], text)),
+        site = label_row.get("site") or next(
+            (
+                said["site"]
+                for said in label_row.get("sites_said", ())
+                if _names(said["words"], joined_text)
+            ),
             None,
         )
         return Coded(
-            finding=own if found is None else self._choose(found, row["local"], label),
-            local=own,
+            finding=own_scheme if found is None else self._choose(found, label_row["local"], label),
+            local=own_scheme,
             site=None if site is None else self._choose(load()["sites"][site], site.upper()),
         )
 
@@ -123,8 +129,8 @@ class Codes:
         """Give the code of a label in our own scheme."""
         return Concept(self._rows[label]["local"], scheme()["designator"], label)
 
-    def _kind(self, row: Mapping[str, Any], text: str) -> Mapping[str, str] | None:
-        named = [kind for kind in row.get("kinds", ()) if _names(kind["words"], text)]
+    def _kind(self, label_row: Mapping[str, Any], joined_text: str) -> Mapping[str, str] | None:
+        named = [kind for kind in label_row.get("kinds", ()) if _names(kind["words"], joined_text)]
         # Two kinds, or one that has no code, are what the group's own code is for.
         return named[0] if len(named) == 1 and "code" in named[0] else None
 
@@ -133,24 +139,27 @@ class Codes:
     ) -> Concept:
         # Codes change with the choice, meanings do not.
         if self.choice == "local":
-            own = scheme()["designator"]
-            return Concept(local_code, own, local_meaning or entry["meaning"])
+            own_scheme = scheme()["designator"]
+            return Concept(local_code, own_scheme, local_meaning or entry["meaning"])
         return Concept(entry["code"], entry["scheme"], entry["meaning"])
 
 
-def _names(words: str, text: str) -> bool:
-    return re.search(rf"\b(?:{words})\b", text, re.IGNORECASE) is not None
+def _names(words: str, joined_text: str) -> bool:
+    return re.search(rf"\b(?:{words})\b", joined_text, re.IGNORECASE) is not None
 
 
 def label_of(code: str, designator: str) -> str | None:
     """Find the label that a code stands for, in either choice; None for another code."""
     # Few enough to go through; kinds stand for their group.
-    for row in load()["labels"]:
-        own = (row["local"], scheme()["designator"])
-        entries = [row["finding"]] if "finding" in row else []
-        entries += [kind for kind in row.get("kinds", ()) if "code" in kind]
-        if (code, designator) in [own, *((entry["code"], entry["scheme"]) for entry in entries)]:
-            return row["label"]
+    for label_row in load()["labels"]:
+        own_scheme = (label_row["local"], scheme()["designator"])
+        entries = [label_row["finding"]] if "finding" in label_row else []
+        entries += [kind for kind in label_row.get("kinds", ()) if "code" in kind]
+        if (code, designator) in [
+            own_scheme,
+            *((entry["code"], entry["scheme"]) for entry in entries),
+        ]:
+            return label_row["label"]
     return None
 
 

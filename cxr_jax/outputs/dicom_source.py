@@ -65,8 +65,7 @@ def read_source(path: str | Path, file_bytes: bytes | None = None) -> Source:
         UserError: for what is no DICOM, or has no study and instance of its own; it holds no header value.
     """
     data = radiograph.read_bytes(path) if file_bytes is None else file_bytes
-    is_dicom = data[128:132] == radiograph.DICOM_MAGIC or radiograph.may_be_old_dicom(data)
-    if not is_dicom:
+    if not is_dicom(data):
         raise UserError(
             f"{path}: DICOM outputs belong to a patient and a study, which only a DICOM names; "
             "give the film's DICOM, or ask for FHIR"
@@ -88,23 +87,28 @@ def read_source(path: str | Path, file_bytes: bytes | None = None) -> Source:
     return Source(dataset, hashlib.sha256(data).hexdigest())
 
 
+def is_dicom(data: bytes) -> bool:
+    """Tell whether bytes begin as those of a DICOM file do, one without preamble included."""
+    return data[128:132] == radiograph.DICOM_MAGIC or radiograph.may_be_old_dicom(data)
+
+
 def _identity(path: str | Path, found: Dataset) -> Dataset:
     dataset = Dataset()
     # In Unicode whatever the film was in: names are decoded here, and model text needs it.
     dataset.SpecificCharacterSet = "ISO_IR 192"
     for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         uid = str(found.get(keyword, ""))
-        if not _UID.fullmatch(uid) or len(uid) > 64:
+        if not is_uid(uid):
             raise UserError(f"{path}: {keyword} is missing or no UID, and DICOM outputs need it")
         setattr(dataset, keyword, uid)
     # Too long a value would make the new file invalid, whatever the film did.
-    for keyword, most in _TEXTS.items():
+    for keyword, most_letters in _TEXTS.items():
         text = _CONTROL.sub(" ", str(found.get(keyword, "") or "")).strip()
         # One value each: a backslash would make two of it.
-        setattr(dataset, keyword, text.replace("\\", "/")[:most])
+        setattr(dataset, keyword, text.replace("\\", "/")[:most_letters])
     # Values of short lists, and dates: another value is none.
-    sex = str(found.get("PatientSex", "") or "")
-    dataset.PatientSex = sex if sex in ("M", "F", "O") else ""
+    patient_sex = str(found.get("PatientSex", "") or "")
+    dataset.PatientSex = patient_sex if patient_sex in ("M", "F", "O") else ""
     for keyword, pattern in (
         ("PatientBirthDate", _DATE),
         ("StudyDate", _DATE),
@@ -112,9 +116,9 @@ def _identity(path: str | Path, found: Dataset) -> Dataset:
     ):
         text = str(found.get(keyword, "") or "")
         setattr(dataset, keyword, text if pattern.fullmatch(text) else "")
-    offset = str(found.get("TimezoneOffsetFromUTC", "") or "")
-    if _OFFSET.fullmatch(offset):
-        dataset.TimezoneOffsetFromUTC = offset
+    offset_text = str(found.get("TimezoneOffsetFromUTC", "") or "")
+    if _OFFSET.fullmatch(offset_text):
+        dataset.TimezoneOffsetFromUTC = offset_text
     if not dataset.IssuerOfPatientID:
         del dataset.IssuerOfPatientID
     # Whether the film itself has words in it, which a picture of it would show.
@@ -127,6 +131,11 @@ def _identity(path: str | Path, found: Dataset) -> Dataset:
 
 
 # ---- What all outputs are named and dated by ----
+
+
+def is_uid(text: str) -> bool:
+    """Tell whether a text is a UID (PS3.5, section 9)."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 def derive_uid(*parts: object) -> str:
@@ -152,26 +161,30 @@ def stamp(dataset: Dataset, at: datetime.datetime) -> None:
 
     In the film's own time zone where its header says one, since that holds for all times of an instance; else in UTC.
     """
-    offset = str(dataset.get("TimezoneOffsetFromUTC", ""))
-    if offset:
-        minutes = int(offset[1:3]) * 60 + int(offset[3:])
-        at = at + datetime.timedelta(minutes=-minutes if offset[0] == "-" else minutes)
+    offset_text = str(dataset.get("TimezoneOffsetFromUTC", ""))
+    if offset_text:
+        minutes = int(offset_text[1:3]) * 60 + int(offset_text[3:])
+        at = at + datetime.timedelta(minutes=-minutes if offset_text[0] == "-" else minutes)
     # Who else had a hand in it is dated, too.
-    for item in dataset.get("ContributingEquipmentSequence", ()):
-        item.ContributionDateTime = at.strftime("%Y%m%d%H%M%S")
-    date, time = at.strftime("%Y%m%d"), at.strftime("%H%M%S")
+    for equipment_item in dataset.get("ContributingEquipmentSequence", ()):
+        equipment_item.ContributionDateTime = at.strftime("%Y%m%d%H%M%S")
+    date_text, time = at.strftime("%Y%m%d"), at.strftime("%H%M%S")
     for name in ("InstanceCreation", "Series", "Content"):
         if name != "Content" or "ContentDate" in dataset:
-            setattr(dataset, f"{name}Date", date)
+            setattr(dataset, f"{name}Date", date_text)
             setattr(dataset, f"{name}Time", time)
 
 
-def clean(text: str, most: int | None = None) -> str:
+def clean(text: str, most_letters: int | None = None) -> str:
     """Make text fit for a DICOM value: no control characters but line feeds, no half characters, one value."""
-    kept = "".join(letter for letter in text if letter == "\n" or letter.isprintable())
-    kept = kept.encode("utf-8", "replace").decode().strip()
+    kept_text = "".join(letter for letter in text if letter == "\n" or letter.isprintable())
+    kept_text = kept_text.encode("utf-8", "replace").decode().strip()
     # Short kinds of value are parted by backslashes, and have one line.
-    return kept if most is None else " ".join(kept.replace("\\", "/").split())[:most]
+    return (
+        kept_text
+        if most_letters is None
+        else " ".join(kept_text.replace("\\", "/").split())[:most_letters]
+    )
 
 
 def as_bytes(dataset: Dataset) -> bytes:

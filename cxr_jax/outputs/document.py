@@ -66,6 +66,24 @@ class ImageFacts:
         }
 
 
+def image_facts(sha256: str, meta: Mapping[str, Any], role: str | None = None) -> ImageFacts:
+    """Make the facts of a film from its `Image.meta`."""
+    # What is no frontal chest film by its header, and was read all the same; then what only its pixels speak against.
+    reasons = list(meta["unusable"])
+    gate = "refused" if reasons else "ok"
+    if "image_gate" in meta:
+        reasons.append(meta["image_gate"]["reason"])
+        gate = gate if gate == "refused" else "warned"
+    return ImageFacts(
+        sha256=sha256,
+        view=meta["view"],
+        renderer=meta["renderer"],
+        gate=gate,
+        gate_reasons=reasons,
+        role=role,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """The model that read.
@@ -126,8 +144,8 @@ def build(
     # What is read is the reasoning alone: the answer would repeat it.
     reading = read_trace(reasoning_of(completion.text), model.words)
     # Names that are none of the 14 are warned of below, and dropped here.
-    items = split_answer(completion.text)
-    answer = items.labels if items else []
+    answer_items = split_answer(completion.text)
+    answer = answer_items.labels if answer_items else []
     document = {
         "schema": schema.NAME,
         "image": image.as_json(),
@@ -165,19 +183,19 @@ def build(
 def _findings(
     reading: TraceReading, answer: Sequence[str], probabilities: Mapping[str, float] | None
 ) -> list[dict[str, Any]]:
-    rows = []
+    finding_rows = []
     # All 14, mentioned or not: a reader of the document need not know which could have been.
     for index, label in enumerate(CHEXPERT_14):
-        state, side = reading.states[index], reading.sides[index]
+        state, finding_side = reading.states[index], reading.sides[index]
         probability = None if probabilities is None else probabilities.get(label)
-        rows.append(
+        finding_rows.append(
             {
                 "label": label,
                 "state": state,
-                "side": side,
+                "side": finding_side,
                 # These stay, whatever a reader makes of the two above.
                 "model_state": state,
-                "model_side": side,
+                "model_side": finding_side,
                 "named_in_answer": label in answer,
                 # Rounded, so that the same reading is the same bytes whatever the last bits of a float were.
                 "probability": None if probability is None else round(float(probability), 6),
@@ -188,7 +206,7 @@ def _findings(
                 ],
             }
         )
-    return rows
+    return finding_rows
 
 
 def find_contradictions(reading: TraceReading, answer: Sequence[str]) -> list[dict[str, Any]]:
@@ -259,11 +277,11 @@ def _both_ways(reading: TraceReading, label: str) -> list[int]:
     return sorted(
         {
             number
-            for there, side in affirmed
+            for there, finding_side in affirmed
             for gone, denied_side in denied
-            if side == denied_side
-            or None in (side, denied_side)
-            or "bilateral" in (side, denied_side)
+            if finding_side == denied_side
+            or None in (finding_side, denied_side)
+            or "bilateral" in (finding_side, denied_side)
             for number in (there, gone)
         }
     )
@@ -332,9 +350,9 @@ def sign(
     # First, since a parser of text should see no more of it than the schema allows.
     check(signed)
     # From here on the document says what the reader says.
-    said = sections.read(signed["report"], signed["model"]["words"])
+    said_reading = sections.read(signed["report"], signed["model"]["words"])
     for index, finding in enumerate(signed["findings"]):
-        finding["state"], finding["side"] = said.states[index], said.sides[index]
+        finding["state"], finding["side"] = said_reading.states[index], said_reading.sides[index]
     check(signed)
     return signed
 
@@ -413,14 +431,14 @@ def finding_of(document: Mapping[str, Any], label: str) -> dict[str, Any]:
 def title_of(document: Mapping[str, Any]) -> str:
     """Say in one line what the document concludes: what is present, then what is possible."""
     # What is certain comes first.
-    parts = [
+    title_parts = [
         name
         for state, form in (("present", "{}"), ("uncertain", "possible {}"))
         for finding in document["findings"]
         if finding["state"] == state
         for name in [form.format(_with_side(finding))]
     ]
-    return "; ".join(parts) or "No finding is affirmed."
+    return "; ".join(title_parts) or "No finding is affirmed."
 
 
 def _with_side(finding: Mapping[str, Any]) -> str:

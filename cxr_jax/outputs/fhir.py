@@ -59,14 +59,14 @@ def bundle(
         check_sources(reading, sources)
     if subject is not None and not (0 < len(subject) <= LONGEST_SUBJECT and subject.isprintable()):
         raise UserError(f"subject: no identifier of 1 to {LONGEST_SUBJECT} printable characters")
-    made = _Bundle(reading, at, Codes(codes), subject).make(sources)
-    fhir_check.check(made)
-    return made
+    made_bundle = _Bundle(reading, at, Codes(codes), subject).make(sources)
+    fhir_check.check(made_bundle)
+    return made_bundle
 
 
-def to_bytes(made: Mapping[str, Any]) -> bytes:
+def to_bytes(made_bundle: Mapping[str, Any]) -> bytes:
     """Write a bundle as JSON, indented; the same bundle is the same bytes."""
-    return (json.dumps(made, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(made_bundle, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 class _Bundle:
@@ -124,8 +124,12 @@ class _Bundle:
         """Put a resource into the bundle, and give the name that others refer to it by."""
         name = self._uuid(kind)
         # Its kind and labels come first, as readers of JSON expect.
-        head = {"resourceType": resource.pop("resourceType"), "id": name, "meta": self.meta}
-        self.entries.append({"fullUrl": f"urn:uuid:{name}", "resource": head | resource})
+        first_elements = {
+            "resourceType": resource.pop("resourceType"),
+            "id": name,
+            "meta": self.meta,
+        }
+        self.entries.append({"fullUrl": f"urn:uuid:{name}", "resource": first_elements | resource})
         return f"urn:uuid:{name}"
 
     # ---- Who read what ----
@@ -185,12 +189,15 @@ class _Bundle:
     ) -> dict[str, Any]:
         coded = self.codes.finding(finding["label"], sentences_of(self.reading, finding))
         # Our own code beside the standard one: it says which of the 14 this is, whatever the other covers.
-        both = dict.fromkeys([coded.finding, coded.local])
+        both_codes = dict.fromkeys([coded.finding, coded.local])
         observation: dict[str, Any] = {
             "resourceType": "Observation",
             "status": "preliminary",
             "category": [{"coding": [IMAGING]}],
-            "code": {"coding": [_coding(concept) for concept in both], "text": finding["label"]},
+            "code": {
+                "coding": [_coding(concept) for concept in both_codes],
+                "text": finding["label"],
+            },
             "subject": self.subject,
             "effectiveDateTime": self.time,
             "valueCodeableConcept": _concept(self.codes.state(finding["state"])),
@@ -200,10 +207,10 @@ class _Bundle:
         if study is not None:
             observation["derivedFrom"] = [{"reference": study}]
         if coded.site is not None:
-            side = f"{finding['side']} " if finding["side"] else ""
+            side_word = f"{finding['side']} " if finding["side"] else ""
             observation["bodySite"] = {
                 "coding": [_coding(coded.site)],
-                "text": f"{side}{coded.site.meaning.lower()}",
+                "text": f"{side_word}{coded.site.meaning.lower()}",
             }
         components = self._components(finding)
         if components:
@@ -213,8 +220,8 @@ class _Bundle:
     def _components(self, finding: Mapping[str, Any]) -> list[dict[str, Any]]:
         components: list[dict[str, Any]] = []
         if finding["side"] is not None:
-            side = _concept(self.codes.side(finding["side"]))
-            components.append(self._component("laterality", valueCodeableConcept=side))
+            side_word = _concept(self.codes.side(finding["side"]))
+            components.append(self._component("laterality", valueCodeableConcept=side_word))
         if finding["probability"] is not None:
             quantity = {
                 "value": finding["probability"],
@@ -236,7 +243,7 @@ class _Bundle:
 
     def _report(self, observations: Sequence[str], study: str | None) -> dict[str, Any]:
         # The text as a person reads it, in the bundle itself: nothing has to be fetched.
-        page = as_html(self.reading).encode()
+        page_bytes = as_html(self.reading).encode()
         impression = self.reading["report"]["impression"].strip()
         report: dict[str, Any] = {
             "resourceType": "DiagnosticReport",
@@ -251,10 +258,10 @@ class _Bundle:
                 {
                     "contentType": "text/html",
                     "language": "en",
-                    "data": base64.b64encode(page).decode(),
-                    "size": len(page),
+                    "data": base64.b64encode(page_bytes).decode(),
+                    "size": len(page_bytes),
                     # SHA-1, because FHIR says so; it guards against accidents alone.
-                    "hash": base64.b64encode(hashlib.sha1(page).digest()).decode(),
+                    "hash": base64.b64encode(hashlib.sha1(page_bytes).digest()).decode(),
                     "title": "Reading of a chest radiograph",
                 }
             ],
@@ -279,11 +286,11 @@ class _Bundle:
 
     def _provenance(self, targets: Sequence[str], device: str) -> dict[str, Any]:
         # The reader verifies, and is not the author: the draft was the device's.
-        agents = [self._agent("author", "Author", {"reference": device})]
+        agent_list = [self._agent("author", "Author", {"reference": device})]
         signed = self.reading["signed"]
         if signed is not None:
             reader = {"identifier": {"system": READER_SYSTEM, "value": signed["by"]}}
-            agents.append(self._agent("verifier", "Verifier", reader))
+            agent_list.append(self._agent("verifier", "Verifier", reader))
         source = {
             "identifier": {"system": DOCUMENT_SYSTEM, "value": documents.sha256(self.reading)}
         }
@@ -291,13 +298,13 @@ class _Bundle:
             "resourceType": "Provenance",
             "target": [{"reference": target} for target in targets],
             "recorded": self.time,
-            "agent": agents,
+            "agent": agent_list,
             "entity": [{"role": "source", "what": source}],
         }
 
-    def _agent(self, code: str, display: str, who: dict[str, Any]) -> dict[str, Any]:
+    def _agent(self, code: str, display: str, agent_reference: dict[str, Any]) -> dict[str, Any]:
         coding = {"system": PARTICIPANTS, "code": code, "display": display}
-        return {"type": {"coding": [coding]}, "who": who}
+        return {"type": {"coding": [coding]}, "who": agent_reference}
 
 
 def _coding(concept: Concept) -> dict[str, str]:
@@ -311,32 +318,34 @@ def _concept(concept: Concept) -> dict[str, Any]:
 def as_html(reading: Mapping[str, Any]) -> str:
     """Write the report as a page without scripts, styles or links; all text in it is escaped."""
     # Escaped by markupsafe, whatever a model or a reader has written.
-    rows = [
+    page_rows = [
         f"<dt>{name}</dt><dd>{escape(reading['report'][key])}</dd>"
         for key, name in sections.FIELDS.items()
         if reading["report"][key].strip()
     ]
-    rows += [f"<dt>Addendum</dt><dd>{escape(entry['text'])}</dd>" for entry in reading["addenda"]]
+    page_rows += [
+        f"<dt>Addendum</dt><dd>{escape(entry['text'])}</dd>" for entry in reading["addenda"]
+    ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Reading</title></head><body>'
-        f"<p><strong>{escape(reading['notice'])}</strong></p><dl>{''.join(rows)}</dl></body></html>"
+        f"<p><strong>{escape(reading['notice'])}</strong></p><dl>{''.join(page_rows)}</dl></body></html>"
     )
 
 
 # ---- Reading one back ----
 
 
-def read_states(made: Mapping[str, Any]) -> dict[str, tuple[str, str | None]]:
+def read_states(made_bundle: Mapping[str, Any]) -> dict[str, tuple[str, str | None]]:
     """Read what a bundle of ours says: label -> (state, side), of the labels that it mentions."""
     found = {}
-    for entry in made["entry"]:
+    for entry in made_bundle["entry"]:
         resource = entry["resource"]
         if resource["resourceType"] != "Observation":
             continue
-        side = None
+        side_word = None
         for component in resource.get("component", ()):
             if component["code"]["coding"][0]["code"] in ("272741003", "LATERALITY"):
-                side = side_of(component["valueCodeableConcept"]["coding"][0]["code"])
+                side_word = side_of(component["valueCodeableConcept"]["coding"][0]["code"])
         state = state_of(resource["valueCodeableConcept"]["coding"][0]["code"])
-        found[resource["code"]["text"]] = (state or "", side)
+        found[resource["code"]["text"]] = (state or "", side_word)
     return found

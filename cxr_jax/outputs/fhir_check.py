@@ -243,12 +243,24 @@ def _of_references(bundle: dict[str, Any], by_name: dict[str, dict[str, Any]]) -
 
 
 def _of_report(bundle: dict[str, Any], by_name: dict[str, dict[str, Any]]) -> Iterator[str]:
-    report = next(r for r in by_name.values() if r["resourceType"] == "DiagnosticReport")
-    observations = [r for r in by_name.values() if r["resourceType"] == "Observation"]
+    report = next(
+        resource_item
+        for resource_item in by_name.values()
+        if resource_item["resourceType"] == "DiagnosticReport"
+    )
+    observations = [
+        resource_item
+        for resource_item in by_name.values()
+        if resource_item["resourceType"] == "Observation"
+    ]
     # Each finding once, and none that is not in the report.
     labels = [observation["code"]["text"] for observation in observations]
     listed = [reference["reference"] for reference in report.get("result", ())]
-    all_names = {name for name, r in by_name.items() if r["resourceType"] == "Observation"}
+    all_names = {
+        name
+        for name, resource_item in by_name.items()
+        if resource_item["resourceType"] == "Observation"
+    }
     if len(set(labels)) < len(labels) or len(set(listed)) < len(listed) or set(listed) != all_names:
         yield "DiagnosticReport: its results are not the observations"
     if report["category"] != [{"coding": [fhir_codes.RADIOLOGY]}]:
@@ -267,13 +279,13 @@ def _of_report(bundle: dict[str, Any], by_name: dict[str, dict[str, Any]]) -> It
     yield from _of_form(report["presentedForm"][0])
 
 
-def _of_form(form: dict[str, Any]) -> Iterator[str]:
-    page = base64.b64decode(form["data"], validate=True)
-    if form["contentType"] != "text/html" or form["size"] != len(page):
+def _of_form(presented_form: dict[str, Any]) -> Iterator[str]:
+    page_bytes = base64.b64decode(presented_form["data"], validate=True)
+    if presented_form["contentType"] != "text/html" or presented_form["size"] != len(page_bytes):
         yield "DiagnosticReport: presentedForm"
-    if form["hash"] != base64.b64encode(hashlib.sha1(page).digest()).decode():
+    if presented_form["hash"] != base64.b64encode(hashlib.sha1(page_bytes).digest()).decode():
         yield "DiagnosticReport: hash of presentedForm"
-    if b"Not for diagnosis" not in page:
+    if b"Not for diagnosis" not in page_bytes:
         yield "DiagnosticReport: presentedForm without the notice"
 
 
@@ -310,12 +322,12 @@ def _is_coded(concept: dict[str, Any], table: str) -> bool:
 
 
 def _sites() -> set[tuple[str, str, str]]:
-    own = load()["scheme"]["designator"]
+    own_scheme = load()["scheme"]["designator"]
     found = set()
     for name, entry in load()["sites"].items():
         for concept in (
             Concept(entry["code"], entry["scheme"], entry["meaning"]),
-            Concept(name.upper(), own, entry["meaning"]),
+            Concept(name.upper(), own_scheme, entry["meaning"]),
         ):
             found.add((concept.code, system_of(concept), concept.meaning))
     return found

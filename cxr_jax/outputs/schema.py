@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 NAME = "cxr_reading/1"
 PATH = Path(__file__).with_name("cxr_reading.v1.json")
@@ -35,27 +35,52 @@ def problems(document: object, schema: Mapping[str, Any] | None = None) -> list[
     Raises:
         ValueError: for a schema with a keyword that is not known here.
     """
-    root = load() if schema is None else schema
-    found: list[str] = []
-    _check(document, root, root, "", found)
-    return found[:_MOST_PROBLEMS]
+    root_schema = load() if schema is None else schema
+    found_problems: list[str] = []
+    _check(_Checked(document, root_schema, root_schema, "", found_problems))
+    return found_problems[:_MOST_PROBLEMS]
 
 
-def _check(
-    value: Any, rules: Mapping[str, Any], root: Mapping[str, Any], place: str, found: list[str]
-) -> None:
-    """Hold a value against rules, and add to `found` what is wrong."""
-    for keyword, rule in rules.items():
-        if len(found) >= _MOST_PROBLEMS or keyword in _NOTES:
+class _Checked(NamedTuple):
+    """A value and what it is held against.
+
+    Attributes:
+        value: any JSON.
+        rules: keyword -> rule.
+        root_schema: that has the definitions.
+        value_place: where in the document it stands.
+        found_problems: to which is added what is wrong.
+    """
+
+    value: Any
+    rules: Mapping[str, Any]
+    root_schema: Mapping[str, Any]
+    value_place: str
+    found_problems: list[str]
+
+    def part(self, value: Any, rules: Mapping[str, Any], value_place: str) -> "_Checked":
+        """The same check of a part of the value."""
+        return self._replace(value=value, rules=rules, value_place=value_place)
+
+    def add(self, problem: str) -> None:
+        """Note what is wrong, at this place."""
+        self.found_problems.append(f"{self.value_place or 'document'}: {problem}")
+
+
+def _check(checked: _Checked) -> None:
+    """Hold a value against its rules."""
+    for keyword, keyword_rule in checked.rules.items():
+        if len(checked.found_problems) >= _MOST_PROBLEMS or keyword in _NOTES:
             continue
         # References lead to the definitions of the same file, and nowhere else.
         if keyword == "$ref":
-            _check(value, root["$defs"][rule.removeprefix("#/$defs/")], root, place, found)
+            definition = checked.root_schema["$defs"][keyword_rule.removeprefix("#/$defs/")]
+            _check(checked._replace(rules=definition))
         elif keyword in _OF_PARTS:
-            _OF_PARTS[keyword](value, rule, rules, root, place, found)
+            _OF_PARTS[keyword](checked, keyword_rule)
         elif keyword in _OF_VALUES:
-            if not _OF_VALUES[keyword](value, rule):
-                found.append(f"{place or 'document'}: {keyword}")
+            if not _OF_VALUES[keyword](checked.value, keyword_rule):
+                checked.add(keyword)
         else:
             raise ValueError(f"the schema has a keyword that is not checked: {keyword}")
 
@@ -108,28 +133,28 @@ def _matches(value: Any, pattern: str) -> bool:
     return not isinstance(value, str) or re.search(pattern, value) is not None
 
 
-def _is_long(value: Any, least: int) -> bool:
-    return not isinstance(value, str) or len(value) >= least
+def _is_long(value: Any, least_allowed: int) -> bool:
+    return not isinstance(value, str) or len(value) >= least_allowed
 
 
-def _is_short(value: Any, most: int) -> bool:
-    return not isinstance(value, str) or len(value) <= most
+def _is_short(value: Any, most_allowed: int) -> bool:
+    return not isinstance(value, str) or len(value) <= most_allowed
 
 
-def _has_at_least(value: Any, least: int) -> bool:
-    return not isinstance(value, list) or len(value) >= least
+def _has_at_least(value: Any, least_allowed: int) -> bool:
+    return not isinstance(value, list) or len(value) >= least_allowed
 
 
-def _has_at_most(value: Any, most: int) -> bool:
-    return not isinstance(value, list) or len(value) <= most
+def _has_at_most(value: Any, most_allowed: int) -> bool:
+    return not isinstance(value, list) or len(value) <= most_allowed
 
 
-def _is_from(value: Any, least: float) -> bool:
-    return not _is_number(value) or value >= least
+def _is_from(value: Any, least_allowed: float) -> bool:
+    return not _is_number(value) or value >= least_allowed
 
 
-def _is_up_to(value: Any, most: float) -> bool:
-    return not _is_number(value) or value <= most
+def _is_up_to(value: Any, most_allowed: float) -> bool:
+    return not _is_number(value) or value <= most_allowed
 
 
 def _is_unique(value: Any, wanted: bool) -> bool:
@@ -159,47 +184,46 @@ _OF_VALUES: dict[str, Callable[[Any, Any], bool]] = {
 # ---- Keywords of parts of a value ----
 
 
-# All take what `_check` takes, and the rules that their own stands beside.
+def _check_required(checked: _Checked, names: list[str]) -> None:
+    if isinstance(checked.value, dict):
+        for name in names:
+            if name not in checked.value:
+                checked.add(f"{name} is missing")
 
 
-def _check_required(value, rule, rules, root, place, found) -> None:  # noqa: ANN001  as _check
-    if isinstance(value, dict):
-        found += [f"{place or 'document'}: {name} is missing" for name in rule if name not in value]
+def _check_properties(checked: _Checked, properties: Mapping[str, Any]) -> None:
+    if isinstance(checked.value, dict):
+        for name, rules_of_property in properties.items():
+            if name in checked.value:
+                inner_place = f"{checked.value_place}.{name}".lstrip(".")
+                _check(checked.part(checked.value[name], rules_of_property, inner_place))
 
 
-def _check_properties(value, rule, rules, root, place, found) -> None:  # noqa: ANN001  as _check
-    if isinstance(value, dict):
-        for name, of_property in rule.items():
-            if name in value:
-                _check(value[name], of_property, root, f"{place}.{name}".lstrip("."), found)
+def _check_additional(checked: _Checked, are_allowed: bool) -> None:
+    if isinstance(checked.value, dict) and not are_allowed:
+        other_names = set(checked.value) - set(checked.rules.get("properties", ()))
+        # They are not told: a name may be as private as a value.
+        if other_names:
+            checked.add(f"{len(other_names)} properties that the schema has not")
 
 
-def _check_additional(value, rule, rules, root, place, found) -> None:  # noqa: ANN001  as _check
-    if not isinstance(value, dict):
-        return
-    others = set(value) - set(rules.get("properties", ()))
-    # Their names are not told: a name may be as private as a value.
-    if rule is False and others:
-        found.append(f"{place or 'document'}: {len(others)} properties that the schema has not")
+def _check_items(checked: _Checked, rules_of_items: Mapping[str, Any]) -> None:
+    if isinstance(checked.value, list):
+        for index, list_item in enumerate(checked.value):
+            _check(checked.part(list_item, rules_of_items, f"{checked.value_place}[{index}]"))
 
 
-def _check_items(value, rule, rules, root, place, found) -> None:  # noqa: ANN001  as _check
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            _check(item, rule, root, f"{place}[{index}]", found)
-
-
-def _check_any(value, rule, rules, root, place, found) -> None:  # noqa: ANN001  as _check
-    # What is wrong with one option is no news where another fits.
-    for option in rule:
-        tried: list[str] = []
-        _check(value, option, root, place, tried)
-        if not tried:
+def _check_any(checked: _Checked, options: list[Mapping[str, Any]]) -> None:
+    for option in options:
+        # What is wrong with one option is no news where another fits.
+        own_problems: list[str] = []
+        _check(checked._replace(rules=option, found_problems=own_problems))
+        if not own_problems:
             return
-    found.append(f"{place or 'document'}: anyOf")
+    checked.add("anyOf")
 
 
-_OF_PARTS: dict[str, Callable[..., None]] = {
+_OF_PARTS: dict[str, Callable[[_Checked, Any], None]] = {
     "required": _check_required,
     "properties": _check_properties,
     "additionalProperties": _check_additional,

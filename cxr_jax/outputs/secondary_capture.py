@@ -106,86 +106,93 @@ def dataset(
 
 def draw(reading: Mapping[str, Any], film: np.ndarray) -> np.ndarray:
     """Draw the page, uint8 [800, 1280, 3]."""
-    page = PilImage.new("RGB", (WIDTH, HEIGHT), _BLACK)
-    _paste_film(page, film)
-    pen = ImageDraw.Draw(page)
-    _write_notice(pen, reading)
-    top = _write_findings(pen, reading)
-    _write_conclusion(pen, reading, top)
-    return np.asarray(page)
+    drawn_page = PilImage.new("RGB", (WIDTH, HEIGHT), _BLACK)
+    _paste_film(drawn_page, film)
+    drawing_pen = ImageDraw.Draw(drawn_page)
+    _write_notice(drawing_pen, reading)
+    line_top = _write_findings(drawing_pen, reading)
+    _write_conclusion(drawing_pen, reading, line_top)
+    return np.asarray(drawn_page)
 
 
-def _paste_film(page: PilImage.Image, film: np.ndarray) -> None:
+def _paste_film(drawn_page: PilImage.Image, film: np.ndarray) -> None:
     levels = np.round(np.clip(np.nan_to_num(film), 0, 1) * 255).astype(np.uint8)
-    small = PilImage.fromarray(levels).convert("L")
+    small_film = PilImage.fromarray(levels).convert("L")
     # As large as it fits, and never drawn out of shape.
-    scale = _FILM_SIDE / max(small.size)
-    size = (max(1, round(small.width * scale)), max(1, round(small.height * scale)))
-    small = small.resize(size, PilImage.Resampling.LANCZOS)
+    film_scale = _FILM_SIDE / max(small_film.size)
+    size = (
+        max(1, round(small_film.width * film_scale)),
+        max(1, round(small_film.height * film_scale)),
+    )
+    small_film = small_film.resize(size, PilImage.Resampling.LANCZOS)
     left = _MARGIN + (_FILM_SIDE - size[0]) // 2
-    page.paste(small.convert("RGB"), (left, 3 * _MARGIN + (_FILM_SIDE - size[1]) // 2))
+    drawn_page.paste(small_film.convert("RGB"), (left, 3 * _MARGIN + (_FILM_SIDE - size[1]) // 2))
 
 
-def _write_notice(pen: ImageDraw.ImageDraw, reading: Mapping[str, Any]) -> None:
+def _write_notice(drawing_pen: ImageDraw.ImageDraw, reading: Mapping[str, Any]) -> None:
     # Above and below, so that a cut picture still has one of them.
     notice = clean(reading["notice"], 200)
-    for top in (_MARGIN - 8, HEIGHT - _MARGIN - 16):
-        pen.text((_MARGIN, top), notice, font=_font(24), fill=(255, 120, 120))
+    for line_top in (_MARGIN - 8, HEIGHT - _MARGIN - 16):
+        drawing_pen.text((_MARGIN, line_top), notice, font=_font(24), fill=(255, 120, 120))
     signed = reading["signed"]
     status = (
         "Draft of a model, not reviewed" if signed is None else f"Reviewed: {signed['meaning']}"
     )
-    pen.text((_TEXT_LEFT, 2 * _MARGIN), clean(status, 60), font=_font(20), fill=_GRAY)
+    drawing_pen.text((_TEXT_LEFT, 2 * _MARGIN), clean(status, 60), font=_font(20), fill=_GRAY)
 
 
-def _write_findings(pen: ImageDraw.ImageDraw, reading: Mapping[str, Any]) -> int:
+def _write_findings(drawing_pen: ImageDraw.ImageDraw, reading: Mapping[str, Any]) -> int:
     """The 14 findings, a line each; returns where the next line would be."""
-    top = 3 * _MARGIN
+    line_top = 3 * _MARGIN
     for finding in reading["findings"]:
         shape, colour = _SHAPES[finding["state"]]
         words = finding["state"].replace("_", " ")
         side = f", {finding['side']}" if finding["side"] else ""
-        pen.text((_TEXT_LEFT, top), shape, font=_font(20), fill=colour)
-        pen.text((_TEXT_LEFT + 28, top), finding["label"], font=_font(20), fill=_WHITE)
-        pen.text((_TEXT_LEFT + 320, top), f"{words}{side}", font=_font(20), fill=colour)
+        drawing_pen.text((_TEXT_LEFT, line_top), shape, font=_font(20), fill=colour)
+        drawing_pen.text((_TEXT_LEFT + 28, line_top), finding["label"], font=_font(20), fill=_WHITE)
+        drawing_pen.text(
+            (_TEXT_LEFT + 320, line_top), f"{words}{side}", font=_font(20), fill=colour
+        )
         if finding["probability"] is not None:
             text = f"p {finding['probability']:.2f}"
-            pen.text((_TEXT_LEFT + 540, top), text, font=_font(18), fill=_GRAY)
-        top += _LINE
+            drawing_pen.text((_TEXT_LEFT + 540, line_top), text, font=_font(18), fill=_GRAY)
+        line_top += _LINE
     # Whose numbers these are, in the picture itself.
     model = clean(f"{reading['model']['name']} {reading['model']['app_version']}", 60)
     more = "p: the model's own probability, not calibrated"
-    pen.text((_TEXT_LEFT, top + 6), f"{model}; {more}", font=_font(16), fill=_GRAY)
-    return top + _LINE + 14
+    drawing_pen.text((_TEXT_LEFT, line_top + 6), f"{model}; {more}", font=_font(16), fill=_GRAY)
+    return line_top + _LINE + 14
 
 
-def _write_conclusion(pen: ImageDraw.ImageDraw, reading: Mapping[str, Any], top: int) -> None:
+def _write_conclusion(
+    drawing_pen: ImageDraw.ImageDraw, reading: Mapping[str, Any], line_top: int
+) -> None:
     text = reading["report"]["impression"].strip() or documents.title_of(reading)
-    lines = _wrap(pen, clean(text, 4000), WIDTH - _TEXT_LEFT - _MARGIN)
+    text_lines = _wrap(drawing_pen, clean(text, 4000), WIDTH - _TEXT_LEFT - _MARGIN)
     # A picture has an end: what does not fit is said to be missing.
-    room = (HEIGHT - 2 * _MARGIN - 16 - top) // _LINE
-    if len(lines) > room:
-        lines = [*lines[: room - 1], "(cut: the whole text is in the report)"]
-    for line in lines:
-        pen.text((_TEXT_LEFT, top), line, font=_font(20), fill=_WHITE)
-        top += _LINE
+    lines_left = (HEIGHT - 2 * _MARGIN - 16 - line_top) // _LINE
+    if len(text_lines) > lines_left:
+        text_lines = [*text_lines[: lines_left - 1], "(cut: the whole text is in the report)"]
+    for text_line in text_lines:
+        drawing_pen.text((_TEXT_LEFT, line_top), text_line, font=_font(20), fill=_WHITE)
+        line_top += _LINE
 
 
-def _wrap(pen: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
+def _wrap(drawing_pen: ImageDraw.ImageDraw, text: str, width: int) -> list[str]:
     # Greedily, word by word, by what the font makes of them.
-    lines: list[str] = []
-    line = ""
-    for word in text.split():
+    text_lines: list[str] = []
+    text_line = ""
+    for next_word in text.split():
         # A word that is wider than the page is cut, or it would run out of it.
-        while pen.textlength(word, font=_font(20)) > width:
-            word = word[: len(word) // 2]
-        longer = f"{line} {word}".strip()
-        if pen.textlength(longer, font=_font(20)) > width:
-            lines.append(line)
-            line = word
+        while drawing_pen.textlength(next_word, font=_font(20)) > width:
+            next_word = next_word[: len(next_word) // 2]
+        longer = f"{text_line} {next_word}".strip()
+        if drawing_pen.textlength(longer, font=_font(20)) > width:
+            text_lines.append(text_line)
+            text_line = next_word
         else:
-            line = longer
-    return [*lines, line] if line else lines
+            text_line = longer
+    return [*text_lines, text_line] if text_line else text_lines
 
 
 def _font(size: int) -> Any:

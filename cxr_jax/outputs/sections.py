@@ -84,8 +84,8 @@ def from_trace(reading: TraceReading, words: str = "films") -> dict[str, str]:
     ]
     # All in one call: what has to be compiled is compiled once, and most candidates are never needed.
     readings = read_traces([compose(fields) for fields in candidates], words)
-    for fields, said in zip(candidates, readings, strict=True):
-        if said.states == reading.states and said.sides == reading.sides:
+    for fields, said_reading in zip(candidates, readings, strict=True):
+        if said_reading.states == reading.states and said_reading.sides == reading.sides:
             return fields
     # Not reached: the last candidate is the trace itself, word for word.
     return candidates[-1]
@@ -138,10 +138,10 @@ def _placed(sentence: TraceSentence, with_heading: bool) -> tuple[Sequence[str],
     found = _HEADING.match(sentence.text)
     key = _OF_TOUR.get(found.group(1).strip().capitalize()) if found else None
     if found and key:
-        rest = sentence.text[found.end() :]
+        rest_text = sentence.text[found.end() :]
         is_same = FIELDS[key] == found.group(1).strip() or key in ("impression", "technique")
-        may_go = is_same and not with_heading and bool(_LETTER.search(rest))
-        return (key,), _capital(rest) if may_go else sentence.text
+        may_go = is_same and not with_heading and bool(_LETTER.search(rest_text))
+        return (key,), _capital(rest_text) if may_go else sentence.text
     return _by_words(sentence), sentence.text
 
 

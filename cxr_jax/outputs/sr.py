@@ -124,15 +124,17 @@ def _group(
     # Its sentences say which kind of a group it is.
     coded = codes.finding(label, sentences_of(reading, finding))
     # Only what is there, or may be, has a side in a document.
-    side = None if finding["side"] is None else codes.side(finding["side"])
+    side_concept = None if finding["side"] is None else codes.side(finding["side"])
     evaluations = [
         sr.QualitativeEvaluation(
             _code(codes.said("presence")), _code(codes.state(finding["state"]))
         )
     ]
     # A side needs a site to be the side of; where there is none it is said by itself.
-    if coded.site is None and side is not None:
-        evaluations.append(sr.QualitativeEvaluation(_code(codes.said("laterality")), _code(side)))
+    if coded.site is None and side_concept is not None:
+        evaluations.append(
+            sr.QualitativeEvaluation(_code(codes.said("laterality")), _code(side_concept))
+        )
     # What a reader has changed shows, as what it was (IHE AIRA: accept, modify, reject).
     if finding["model_state"] not in (finding["state"], "not_mentioned"):
         evaluations.append(
@@ -158,7 +160,11 @@ def _group(
         algorithm_id=_algorithm(reading),
         finding_sites=None
         if coded.site is None
-        else [sr.FindingSite(_code(coded.site), laterality=None if side is None else _code(side))],
+        else [
+            sr.FindingSite(
+                _code(coded.site), laterality=None if side_concept is None else _code(side_concept)
+            )
+        ],
         measurements=measurements or None,
         qualitative_evaluations=evaluations,
         source_images=[sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)],
@@ -205,8 +211,10 @@ def text_dataset(
     identity = _identify(reading, sources, at, codes)
     evidence = [copy.deepcopy(source.dataset) for source in sources]
     # Notice first: a viewer that cuts long documents cuts the end.
-    root = sr.ContainerContentItem(name=Code("18748-4", "LN", "Diagnostic Imaging Report"))
-    root.ContentSequence = sr.ContentSequence(
+    root_container = sr.ContainerContentItem(
+        name=Code("18748-4", "LN", "Diagnostic Imaging Report")
+    )
+    root_container.ContentSequence = sr.ContentSequence(
         [
             *_observers(reading, identity),
             _text(Code("121106", "DCM", "Comment"), reading["notice"], "CONTAINS"),
@@ -233,7 +241,7 @@ def text_dataset(
         is_sr=True,
     )
     dataset = sr.EnhancedSR(
-        content=root,
+        content=root_container,
         sop_instance_uid=derive_uid("sentences", identity),
         instance_number=2,
         **_common(reading, evidence, identity, verifying_organisation),
@@ -329,14 +337,14 @@ def _common(
 ) -> dict[str, Any]:
     # A verified document needs somebody who answers for it, and this software cannot.
     own, signed = scheme(), reading["signed"]
-    more: dict[str, Any] = {}
+    verified_by: dict[str, Any] = {}
     if signed is not None and verifying_organisation:
-        more = {
+        verified_by = {
             "is_verified": True,
             "verifying_observer_name": _person(signed["by"]),
             "verifying_organization": clean(verifying_organisation, _LONG),
         }
-    return more | {
+    return verified_by | {
         "evidence": evidence,
         "series_instance_uid": derive_uid("series", identity),
         "series_number": SERIES_NUMBER,
@@ -394,32 +402,32 @@ def read_states(dataset: Dataset) -> dict[str, tuple[str, str | None]]:
         if _name(container) != "125007":  # Measurement Group
             continue
         # What a group says stands in its items, in any order.
-        label = state = side = None
-        for item in _walk(container):
-            if item.get("ValueType") != "CODE":
+        label = state = side_concept = None
+        for content_item in _walk(container):
+            if content_item.get("ValueType") != "CODE":
                 continue
-            value = item.ConceptCodeSequence[0]
-            code, name = value.CodeValue, _name(item)
+            value = content_item.ConceptCodeSequence[0]
+            code, name = value.CodeValue, _name(content_item)
             # By the name of the item: the same code may be a state and the state before.
             if name == "121071":
                 label = label_of(code, value.CodingSchemeDesignator)
             elif name in ("705057003", "PRESENCE"):
                 state = state_of(code)
             elif name in ("272741003", "LATERALITY"):
-                side = side_of(code)
+                side_concept = side_of(code)
         if label and state:
-            found[label] = (state, side)
+            found[label] = (state, side_concept)
     return found
 
 
 def _walk(dataset: Dataset) -> list[Dataset]:
     items = []
     # Depth first, as the tree reads.
-    for item in dataset.get("ContentSequence", ()):
-        items += [item, *_walk(item)]
+    for content_item in dataset.get("ContentSequence", ()):
+        items += [content_item, *_walk(content_item)]
     return items
 
 
-def _name(item: Dataset) -> str:
-    concept = item.get("ConceptNameCodeSequence")
+def _name(content_item: Dataset) -> str:
+    concept = content_item.get("ConceptNameCodeSequence")
     return concept[0].CodeValue if concept else ""

@@ -79,8 +79,8 @@ class TraceSentence:
             "n": self.n,
             "text": self.text,
             "claims": [claim._asdict() for claim in self.claims],
-            "hedged": [list(span) for span in self.hedged],
-            "sides": [list(span) for span in self.sides],
+            "hedged": [list(span_pair) for span_pair in self.hedged],
+            "sides": [list(span_pair) for span_pair in self.sides],
         }
 
 
@@ -101,12 +101,14 @@ class TraceReading:
     sides: tuple[str | None, ...]
 
 
-def find_words(folder: str | Path) -> str:
+def find_words(folder: str | Path | None) -> str:
     """Say in which words a model writes, a key of WORDS: those of the phantom, or those of films.
 
     Args:
-        folder: of the model's weights, as `Model.folder`.
+        folder: of the model's weights, as `Model.folder`; None: it has none.
     """
+    if folder is None:
+        return "films"
     # The embedded model, wherever the package is installed.
     place = Path(folder).resolve()
     if place == Path(phantom.LEXICON).parents[1] / "assets" / "phantom":
@@ -166,7 +168,7 @@ def _side(name: str) -> str | None:
 
 
 def _sentence(number: int, text: str, claims: frozenset) -> TraceSentence:
-    line = " ".join(text.split())
+    one_line = " ".join(text.split())
     # A label that is claimed on both sides is one claim.
     sides_of: dict[tuple[str, int], set[str]] = {}
     for claim in claims:
@@ -180,10 +182,12 @@ def _sentence(number: int, text: str, claims: frozenset) -> TraceSentence:
     ]
     return TraceSentence(
         n=number,
-        text=line,
+        text=one_line,
         claims=tuple(sorted(merged, key=_claim_order)),
-        hedged=tuple(match.span() for match in _HEDGES.finditer(line)),
-        sides=tuple((*match.span(), str(match.lastgroup)) for match in _SIDE_WORDS.finditer(line)),
+        hedged=tuple(match.span() for match in _HEDGES.finditer(one_line)),
+        sides=tuple(
+            (*match.span(), str(match.lastgroup)) for match in _SIDE_WORDS.finditer(one_line)
+        ),
     )
 
 
