@@ -18,6 +18,7 @@ import uvicorn
 from cxr_jax.errors import RunFailedError, UserError, as_utf8, printable
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 from cxr_jax.runtime.processes import use_compilation_cache
+from cxr_jax.serve.openai.keys import read_key_file
 from cxr_jax.serve.state import Capabilities, ServerSettings, ServerState
 
 _LOG = logging.getLogger(__name__)
@@ -55,6 +56,9 @@ def check_settings(settings: ServerSettings) -> None:
         raise UserError(f"--no_auth: only on loopback, not with --host={settings.host}")
     if settings.study is not None and settings.store is None:
         raise UserError("--study: a study is kept in a store: give --store, too")
+    # Read once more by the routes: here only to be told before the model is loaded.
+    if settings.api_key_file is not None:
+        read_key_file(settings.api_key_file)
 
 
 # ---- The socket ------------------------------------------------------------------------------------
@@ -104,18 +108,31 @@ def open_state(settings: ServerSettings) -> ServerState:
     Raises:
         UserError: for what is not there or does not fit.
     """
-    # Heavy, and needed only by a server that really starts.
-    import cxr_jax
-    from cxr_jax.serve.auth import Auth, check_start
-    from cxr_jax.serve.engine import Engine
-    from cxr_jax.serve.metrics import Metrics
+    # Only by a server that really starts: flags are told wrong without them.
+    from cxr_jax.serve.auth import check_start
     from cxr_jax.store import open_store
-    from cxr_jax.weights import hf_folder
 
     # Before the model, which takes longer: a store that another server has is told at once.
     store = None if settings.store is None else open_store(settings.store)
-    if remark := check_start(settings, store):
-        print(remark, flush=True)
+    try:
+        if remark := check_start(settings, store):
+            print(remark, flush=True)
+        return _state_with(settings, store)
+    except BaseException:
+        # A store that stays locked would refuse the next start in this process.
+        if store is not None:
+            store.close()
+        raise
+
+
+def _state_with(settings: ServerSettings, store: Any) -> ServerState:
+    """Load the model and make what serves it."""
+    # Heavy: seconds, of which a mistaken flag must not cost any.
+    import cxr_jax
+    from cxr_jax.serve.auth import Auth
+    from cxr_jax.serve.engine import Engine
+    from cxr_jax.serve.metrics import Metrics
+    from cxr_jax.weights import hf_folder
 
     # On this thread; from the start of the engine on only its own computes.
     model = cxr_jax.load(settings.model)
