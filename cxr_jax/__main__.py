@@ -59,6 +59,9 @@ COMMANDS = {
     "capture": Command(
         "cxr_jax.capture.__main__", "main", "corrected thoughts of readers -> rows to train on"
     ),
+    "study": Command(
+        "cxr_jax.study.__main__", "main", "a reader study, from the protocol to the report"
+    ),
     "agreement": Command(
         "cxr_jax.evaluation.label_agreement", "main", "our labels of reports against gold labels"
     ),

@@ -46,7 +46,7 @@ def create_app(state: ServerState) -> FastAPI:
     app.state.server = state
     for router in _routers(state):
         app.include_router(router)
-    _add_error_handlers(app)
+    add_error_handlers(app)
     # The last one added stands outermost: foreign hosts are refused before a body is looked at.
     app.add_middleware(BodyGuard, limits=state.settings.limits)
     app.add_middleware(SecurityGuard, settings=state.settings)
@@ -69,7 +69,7 @@ def _routers(state: ServerState) -> Iterator[APIRouter]:
 # ---- Errors ----------------------------------------------------------------------------------------
 
 
-def _add_error_handlers(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI) -> None:
     """Give every error one of the two forms, and nobody a traceback."""
 
     async def refused(request: Request, error: Exception) -> Response:

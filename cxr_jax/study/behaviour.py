@@ -92,7 +92,7 @@ def no_effects() -> Effects:
     return Effects(time={}, confidence={}, separation={"": 1.5}, catch=caught, own_error=0.5)
 
 
-def read_effects(path: Path) -> Effects:
+def read_effects(effects_path: Path) -> Effects:
     """Read effects from a JSON file; keys that it does not name keep their default.
 
     Raises:
@@ -100,12 +100,12 @@ def read_effects(path: Path) -> Effects:
     """
     # A mistyped name would silently leave its default at work.
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(effects_path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no JSON of effects ({type(error).__name__})") from None
+        raise UserError(f"{effects_path}: no JSON of effects ({type(error).__name__})") from None
     known = {each.name for each in fields(Effects)}
     if not isinstance(values, dict) or set(values) - known:
-        raise UserError(f"{path}: an object with some of {', '.join(sorted(known))}")
+        raise UserError(f"{effects_path}: an object with some of {', '.join(sorted(known))}")
     # Types and ranges are the dataclass's own business.
     return Effects(**values)
 
@@ -113,8 +113,8 @@ def read_effects(path: Path) -> Effects:
 def as_json(effects: Effects) -> dict:
     """Give effects as JSON has them."""
     return {
-        name: dict(value) if isinstance(value, Mapping) else value
-        for name, value in asdict(effects).items()
+        name: dict(field_value) if isinstance(field_value, Mapping) else field_value
+        for name, field_value in asdict(effects).items()
     }
 
 
@@ -164,7 +164,7 @@ class _Draws:
 
     def of_arms(self, table: Mapping[str, float], otherwise: float = 0.0) -> np.ndarray:
         """Lay out a table of arms along the first axis."""
-        return np.array([table.get(arm, otherwise) for arm in self.arms])[:, None, None]
+        return np.array([table.get(arm_name, otherwise) for arm_name in self.arms])[:, None, None]
 
 
 def draw_conduct(
@@ -190,7 +190,7 @@ def draw_conduct(
     caught = draws.generator.random(draws.shape) < chances
     # Of a dozen sentences, and there are none to flag without AI.
     flags = draws.generator.binomial(12, effects.false_flag, draws.shape)
-    flags[[place for place, arm in enumerate(arms) if arm == "manual"]] = 0
+    flags[[place for place, arm_name in enumerate(arms) if arm_name == "manual"]] = 0
     return Conduct(
         arms=tuple(arms),
         log_seconds=log_seconds,
@@ -231,9 +231,9 @@ def _suspicion(effects: Effects, draws: _Draws) -> np.ndarray:
     separation = draws.of_arms(effects.separation, effects.separation.get("", 1.5))
     suspicion = separation * draws.abnormal
     # Readers and their arms differ apart for the two kinds of case, as in the paper.
-    for kind in (True, False):
+    for case_kind in (True, False):
         shift = draws.spread(variance.reader**0.5, 1) + draws.spread(variance.reader_arm**0.5, 0, 1)
-        suspicion = suspicion + shift * (draws.abnormal == kind)
+        suspicion = suspicion + shift * (draws.abnormal == case_kind)
     return suspicion + (
         draws.spread(variance.case**0.5, 2)
         + draws.spread(variance.case_arm**0.5, 0, 2)

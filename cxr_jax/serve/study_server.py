@@ -1,0 +1,114 @@
+"""A server of one reader study and of nothing else: no model, no engine, since a study's readings are frozen.
+
+    python -m cxr_jax.serve.study_server FOLDER [--port=0] [--host=127.0.0.1]
+
+`python -m cxr_jax.serve --store=FOLDER --study=NAME` serves the same study beside the reading room.
+"""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from cxr_jax.config.arguments import ArgumentParser, wants_debug
+from cxr_jax.errors import exit_code
+from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
+from cxr_jax.serve import app as room_app
+from cxr_jax.serve import auth, study_routes
+from cxr_jax.serve.limits import BodyGuard
+from cxr_jax.serve.metrics import Metrics
+from cxr_jax.serve.room import pages
+from cxr_jax.serve.security import SecurityGuard
+from cxr_jax.serve.server import bind, url_of
+from cxr_jax.serve.state import Capabilities, ServerSettings, ServerState
+from cxr_jax.store import Store, open_store
+from cxr_jax.study.folder import StudyFolder
+
+
+def study_state(settings: ServerSettings, store: Store) -> ServerState:
+    """Make the state of a server without a model."""
+    state = ServerState(
+        settings=settings,
+        engine=None,
+        model=None,
+        model_name="none",
+        weights_sha256="",
+        capabilities=Capabilities(),
+        metrics=Metrics(),
+        store=store,
+    )
+    # The room's own log-in: a reader has one password for both.
+    state.auth = auth.Auth(settings, store)
+    return state
+
+
+def create_study_app(state: ServerState) -> FastAPI:
+    """Make the application: log-in, pages and the study, behind the room's guards."""
+    application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    application.state.server = state
+    # No room and no API: nothing here could read a film by a model.
+    for module in (auth, pages, study_routes):
+        application.include_router(module.router(state))
+
+    @application.get("/ready")
+    def ready() -> dict[str, str]:
+        """Say that it answers; there is nothing to load."""
+        return {"status": "ready"}
+
+    room_app.add_error_handlers(application)
+    # The last one added stands outermost, as in the room.
+    application.add_middleware(BodyGuard, limits=state.settings.limits)
+    application.add_middleware(SecurityGuard, settings=state.settings)
+    return application
+
+
+def serve(folder: Path, host: str, port: int) -> None:
+    """Serve a study until a signal comes."""
+    name = StudyFolder(folder).protocol.name
+    settings = ServerSettings(host=host, port=port, store=str(folder), study=name)
+    # A taken port is told before the store is locked.
+    listener = bind(host, port)
+    with contextlib.closing(listener):
+        store = open_store(folder)
+        try:
+            line = auth.check_start(settings, store)
+            if line:
+                print(line)
+            application = create_study_app(study_state(settings, store))
+            print(NOT_FOR_DIAGNOSIS)
+            # Programs that start this server wait for the address.
+            print(f"{url_of(settings, listener)}  study {name}", flush=True)
+            # No access log: paths hold ids of tasks.
+            config = uvicorn.Config(
+                application, log_level="warning", access_log=False, server_header=False
+            )
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            store.close()
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags. Raises UserError for bad usage."""
+    parser = ArgumentParser("cxr_jax.serve.study_server", description=__doc__)
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+
+    def action() -> None:
+        args = parse_args(argv)
+        serve(args.folder, args.host, args.port)
+
+    return exit_code(action, debug=wants_debug(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The life of a study: new, seal, open, close, unblind, verify. Each step is an event of the chain."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cxr_jax.errors import UserError
+from cxr_jax.store import Store, open_store, parse_head, sha256_of
+from cxr_jax.store.records.actors import OPERATOR
+from cxr_jax.study import allocate, cases
+from cxr_jax.study.folder import SEALED, StudyFolder
+from cxr_jax.study.ledger import Ledger
+from cxr_jax.study.protocol import Protocol
+
+# A study whose store another program serves can still be opened and closed: transactions take turns.
+_SHARED = False
+
+
+@dataclass
+class OpenStudy:
+    """A study's folder, its store and what has happened."""
+
+    folder: StudyFolder
+    store: Store
+    ledger: Ledger
+
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol."""
+        return self.folder.protocol
+
+    def append(self, kind: str, event_body: dict[str, Any]) -> None:
+        """Add an event of the whole study."""
+        # By the operator: whoever runs commands may read the files anyhow.
+        event = self.store.append(
+            kind, event_body, study=self.protocol.name, **OPERATOR.as_arguments()
+        )
+        self.ledger.apply(event)
+
+    def need_state(self, *states: str) -> None:
+        """Refuse a step that is not this state's. Raises UserError."""
+        if self.ledger.state not in states:
+            # A step out of turn would break the seal or the blinding.
+            raise UserError(
+                f"{self.protocol.name}: the study is {self.ledger.state}; this needs {' or '.join(states)}"
+            )
+
+
+@contextlib.contextmanager
+def open_study(study_path: Path) -> Iterator[OpenStudy]:
+    """Open a study's folder and store, and fold what has happened.
+
+    Raises:
+        UserError: if there is no study.
+    """
+    folder = StudyFolder(study_path)
+    # The protocol first: a store would be made in a folder that is none.
+    ledger = Ledger(folder.protocol.name)
+    store = open_store(study_path, exclusive=_SHARED)
+    try:
+        # From the chain, whatever another process has done since.
+        ledger.refresh(store)
+        yield OpenStudy(folder, store, ledger)
+    finally:
+        store.close()
+
+
+# ---- The steps -------------------------------------------------------------------------------------
+
+
+def new(study_path: Path, protocol: Protocol) -> list[str]:
+    """Make a study and say what it is.
+
+    Raises:
+        UserError: if the folder holds a study, or the cases cannot be made.
+    """
+    folder = StudyFolder(study_path)
+    # Everything that can be refused is refused before a file is written.
+    gathered = cases.gather(protocol, allocate.practice_count(protocol))
+    folder.create(protocol, gathered)
+    with open_study(study_path) as open_one:
+        open_one.append(
+            "study.created", {"protocol_sha256": protocol.sha256, "simulated": protocol.simulated}
+        )
+    # Said at once: another number of readers is cheap now and not later.
+    outcome = allocate.balance(protocol, folder.places)
+    planted = sum(case.plant is not None for case in gathered.cases)
+    readings = sum(not place.practice for place in folder.places)
+    lines = [
+        f"{study_path}: {protocol.design}, arms {', '.join(protocol.arms)}; {protocol.readers} readers, "
+        f"{len(gathered.cases)} cases, {planted} of them with a planted error; {readings} readings in "
+        f"{protocol.sessions} sessions, washout {protocol.washout_days:g} days"
+    ]
+    if outcome.is_balanced:
+        lines.append("order: balanced over readers, sessions, blocks and carry-over")
+    else:
+        lines.append(
+            f"order: UNBALANCED with {protocol.readers} readers; whole multiples of "
+            f"{outcome.readers_of_a_round} are balanced"
+        )
+    return lines
+
+
+def seal(study_path: Path) -> list[str]:
+    """Write the hashes of truth, plants, protocol, readings, films and order into the chain."""
+    with open_study(study_path) as open_one:
+        open_one.need_state("draft")
+        event_body = {
+            "seal_sha256": open_one.folder.sealed_sha256(),
+            "files": open_one.folder.hashes(),
+        }
+        open_one.append("study.sealed", event_body)
+        return [
+            f"{study_path}: sealed; {SEALED} is sha256 {event_body['seal_sha256']}",
+            f"store head {open_one.store.head()}",
+        ]
+
+
+def start(study_path: Path) -> list[str]:
+    """Let readers in."""
+    with open_study(study_path) as open_one:
+        open_one.need_state("sealed", "closed")
+        # Files that changed since the sealing are no sealed study.
+        _check_files(open_one)
+        open_one.append("study.opened", {})
+        return [f"{study_path}: open"]
+
+
+def close(study_path: Path) -> list[str]:
+    """Let no reader in any more."""
+    with open_study(study_path) as open_one:
+        open_one.need_state("open")
+        open_one.append("study.closed", {})
+        return [f"{study_path}: closed"]
+
+
+def unblind(study_path: Path) -> list[str]:
+    """Open the sealed file, if it is the one that was sealed.
+
+    Raises:
+        UserError: if the chain, the sealed file or another file of the study is not as it was.
+    """
+    with open_study(study_path) as open_one:
+        open_one.need_state("closed")
+        # The chain first: a seal in a broken chain proves nothing.
+        problems = open_one.store.verify()
+        if problems:
+            raise UserError(f"{study_path}: not unblinded: {problems[0]}")
+        _check_files(open_one)
+        open_one.append("study.unblinded", {"seal_sha256": open_one.ledger.sealed["seal_sha256"]})
+        return [f"{study_path}: unblinded", f"store head {open_one.store.head()}"]
+
+
+def set_washout(study_path: Path, days: float, reason: str) -> list[str]:
+    """Change the washout of a study that runs; the report says so.
+
+    Raises:
+        UserError: without a reason.
+    """
+    if len(reason.strip()) < 3:
+        raise UserError("--reason: a washout is changed for a reason, which the report prints")
+    with open_study(study_path) as open_one:
+        open_one.need_state("sealed", "open")
+        open_one.append("study.washout_changed", {"days": days, "reason": reason.strip()})
+        return [f"{study_path}: washout {days:g} days from now on"]
+
+
+def verify(study_path: Path, heads: Sequence[str] = ()) -> list[str]:
+    """List what does not agree in a study: the chain, its folds, the files; [] if all does.
+
+    Args:
+        heads: printed or exported at some time, `NUMBER:HASH`.
+    """
+    # Bad flags are told before the store is opened.
+    known_heads = [parse_head(text) for text in heads]
+    with open_study(study_path) as open_one:
+        problems = [str(problem) for problem in open_one.store.verify(known_heads)]
+        return problems + list(_changed_files(open_one))
+
+
+def head_of(study_path: Path) -> str:
+    """Give the chain's head, to keep somewhere else."""
+    with open_study(study_path) as open_one:
+        return str(open_one.store.head())
+
+
+# ---- Files -----------------------------------------------------------------------------------------
+
+
+def _changed_files(open_one: OpenStudy) -> Iterator[str]:
+    """What differs from the sealing, named by file."""
+    sealed = open_one.ledger.sealed
+    # A draft may still change.
+    if not sealed:
+        return
+    try:
+        hashes = open_one.folder.hashes()
+        sealed_sha256 = open_one.folder.sealed_sha256()
+    except UserError as error:
+        yield str(error)
+        return
+    # Each file by its name: whoever finds one changed knows where to look.
+    for name, digest in sealed["files"].items():
+        if hashes.get(name) != digest:
+            yield f"{name}: is not the one that was sealed"
+    if sealed_sha256 != sealed["seal_sha256"]:
+        yield f"{SEALED}: is not the one that was sealed"
+    if sha256_of(open_one.protocol.model_dump(mode="json")) != open_one.protocol.sha256:
+        yield "protocol.json: changed while it was read"
+
+
+def _check_files(open_one: OpenStudy) -> None:
+    """Refuse a step on files that were changed. Raises UserError."""
+    for problem in _changed_files(open_one):
+        raise UserError(f"{open_one.folder.path}: {problem}")

@@ -1,0 +1,96 @@
+"""The end of a study: analyse and export, once it is unblinded."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from cxr_jax.errors import RunFailedError, UserError
+from cxr_jax.runtime.whole_files import write_text
+from cxr_jax.store.records.actors import OPERATOR
+from cxr_jax.study.analysis import forms
+from cxr_jax.study.analysis.rows import make_rows, to_csv
+from cxr_jax.study.analysis.study import analyse as analyse_study
+from cxr_jax.study.commands.manage import open_study
+from cxr_jax.study.page.report import make_page
+
+ANALYSIS, REPORT, ROWS, SCRIPT = "analysis.json", "report.html", "rows.csv", "analysis.R"
+
+
+def analyse(study_path: Path) -> list[str]:
+    """Write analysis.json, report.html, rows.csv and analysis.R into the study's folder.
+
+    Raises:
+        UserError: for a study that is not unblinded.
+        RunFailedError: if a reading was never signed, so there is nothing to analyse.
+    """
+    with open_study(study_path) as study:
+        study.need_state("unblinded")
+        if not any(record.state == "signed" for record in study.ledger.tasks.values()):
+            raise RunFailedError(f"{study_path}: no reading was signed")
+        # Everything is computed before anything is written.
+        analysis = analyse_study(study.folder, study.store, study.ledger)
+        document = analysis.document
+        # All four from one table, so that they agree.
+        files = {
+            ROWS: to_csv(analysis.rows),
+            SCRIPT: forms.r_script(study.protocol),
+            REPORT: make_page(study.protocol, document),
+            ANALYSIS: json.dumps(document, indent=2, allow_nan=False) + "\n",
+        }
+        for file_name, text in files.items():
+            write_text(study_path / file_name, text)
+        study.append(
+            "study.analysed",
+            {
+                file_name: hashlib.sha256(text.encode()).hexdigest()
+                for file_name, text in files.items()
+            },
+        )
+    lines = ["SIMULATED readers: these numbers are about a program, not about people"]
+    lines = lines if document["simulated"] else []
+    lines.append(document["first_line"])
+    for hypothesis in document["hypotheses"]:
+        # In one line each, for a terminal.
+        verdict = "supported" if hypothesis["supported"] else "not supported"
+        lines.append(
+            f"{hypothesis['name']} {verdict}: {hypothesis['measure']} {hypothesis['estimate']:.3f} "
+            f"[{hypothesis['low']:.3f}, {hypothesis['high']:.3f}], p {hypothesis['p_value']:.2g}, "
+            f"Holm {hypothesis['p_holm']:.2g}"
+        )
+    return [*lines, f"{study_path / ANALYSIS}", f"{study_path / REPORT}"]
+
+
+def export(study_path: Path, form: str, out: Path | None) -> list[str]:
+    """Write the readings in a form that other programs read.
+
+    Raises:
+        UserError: for a study that is not unblinded, or a form that has no rows.
+    """
+    with open_study(study_path) as study:
+        study.need_state("unblinded")
+        # From the chain again, not from an earlier file.
+        rows = make_rows(study.folder, study.store, study.ledger, study.folder.read_sealed())
+        counted = [reading for reading in rows if not reading["practice"]]
+        # Each form is a function of the same rows.
+        makers = {
+            "csv": lambda: to_csv(rows),
+            "imrmc": lambda: forms.imrmc(study.protocol, counted),
+            "mrmcaov": lambda: forms.mrmcaov(study.protocol, counted),
+            "r": lambda: forms.r_script(study.protocol),
+        }
+        text = makers[form]()
+        if not text:
+            raise UserError(f"{study_path}: no reading was signed")
+        suffixes = {"csv": "csv", "imrmc": "imrmc", "mrmcaov": "mrmcaov.csv", "r": "R"}
+        target = out or study_path / f"{study.protocol.name}.{suffixes[form]}"
+        write_text(target, text)
+        head = study.store.head()
+        # What left the house, with the head that the chain had: a later chain without it has lost its tail.
+        study.store.exports.add(
+            f"study.{form}",
+            hashlib.sha256(text.encode()).hexdigest(),
+            head=head,
+            actor=OPERATOR,
+            params={"study": study.protocol.name},
+        )
+    return [f"{target}"]

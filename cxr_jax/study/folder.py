@@ -1,0 +1,202 @@
+"""The folder of a study: its files, its store, and how a study is made and sealed.
+
+    protocol.json  cases.json  shown.json  allocation.json  films/     what the server reads
+    sealed.json                                                        what it does not: truth and planted errors
+    room.db  secret                                                    the store (`cxr_jax.store`)
+
+The hashes of all of them go into the chain when the study is sealed; from then on none can change unnoticed.
+"""
+
+import gzip
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_jax.errors import UserError
+from cxr_jax.runtime.whole_files import write_bytes, write_text
+from cxr_jax.store import canonical_json, sha256_of
+from cxr_jax.study import allocate
+from cxr_jax.study.allocate import Place
+from cxr_jax.study.cases import Case, CaseSet
+from cxr_jax.study.plant import Plant
+from cxr_jax.study.protocol import Protocol, read_protocol, write_protocol
+from cxr_jax.study.shown import Frozen
+
+PROTOCOL, CASES, SHOWN, ALLOCATION, SEALED = (
+    "protocol.json",
+    "cases.json",
+    "shown.json",
+    "allocation.json",
+    "sealed.json",
+)
+# What the sealing names by hash beside the sealed file.
+OPEN_FILES = (PROTOCOL, CASES, SHOWN, ALLOCATION)
+_LEVELS = 65535  # films are kept with 16 bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealedCase:
+    """What nobody may know of a case before the study is unblinded."""
+
+    case_no: int
+    abnormal: bool
+    truth: Mapping[str, str]
+    truth_sides: Mapping[str, str]
+    natural: Frozen
+    plant: Plant | None
+
+
+class StudyFolder:
+    """The files of one study. Nothing of the sealed file is read but by `read_sealed`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # ---- What the server may read ----
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        """The protocol."""
+        return read_protocol(self.path / PROTOCOL)
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """The allocation, in the order of readers, sessions and positions."""
+        # Lists, since JSON has no tuples with names.
+        return [Place(*case_values) for case_values in self._json(ALLOCATION)]
+
+    @cached_property
+    def shown(self) -> list[Frozen]:
+        """What the AI says of each case, as it is shown."""
+        return [Frozen.from_json(case_values) for case_values in self._json(SHOWN)]
+
+    @cached_property
+    def films(self) -> list[dict[str, Any]]:
+        """Of each case: rows, columns, sha256 of the film."""
+        return self._json(CASES)
+
+    def film_bytes(self, case_no: int) -> bytes:
+        """A film's levels, gzip of little-endian uint16, row by row."""
+        return self._film_path(case_no).read_bytes()
+
+    def _film_path(self, case_no: int) -> Path:
+        return self.path / "films" / f"{self.films[case_no]['sha256']}.u16.gz"
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(
+                f"{self.path / name}: no study can be read ({error.strerror})"
+            ) from None
+        except ValueError:
+            raise UserError(f"{self.path / name}: no JSON") from None
+
+    # ---- Hashes ----
+
+    def hashes(self) -> dict[str, str]:
+        """Hash every file that the sealing names, films by their sum."""
+        # By content and not by bytes: a blank more in a file changes nothing that is read.
+        hashes_found = {name: sha256_of(self._json(name)) for name in OPEN_FILES}
+        # Films are named by what is in them, so their list is their hash if each still is what its name says.
+        digests = []
+        for case_no, film in enumerate(self.films):
+            levels = gzip.decompress(self.film_bytes(case_no))
+            digests.append(hashlib.sha256(levels).hexdigest())
+            if digests[-1] != film["sha256"]:
+                digests[-1] = "changed"
+        return hashes_found | {"films": sha256_of(digests)}
+
+    def sealed_sha256(self) -> str:
+        """Hash of the sealed file's canonical JSON; whether it is JSON is all that is looked at.
+
+        Raises:
+            UserError: if it is gone or no JSON.
+        """
+        return sha256_of(self._json(SEALED))
+
+    def read_sealed(self) -> list[SealedCase]:
+        """Read the sealed file; only a study that is unblinded may (`ledger` knows)."""
+        return [
+            SealedCase(
+                case_no=case_values["case_no"],
+                abnormal=case_values["abnormal"],
+                truth=case_values["truth"],
+                truth_sides=case_values["truth_sides"],
+                natural=Frozen.from_json(case_values["natural"]),
+                plant=Plant(
+                    **(
+                        case_values["plant"]
+                        | {"sentences": tuple(case_values["plant"]["sentences"])}
+                    )
+                )
+                if case_values["plant"]
+                else None,
+            )
+            for case_values in self._json(SEALED)["cases"]
+        ]
+
+    # ---- Making it ----
+
+    def create(self, protocol: Protocol, gathered: CaseSet) -> None:
+        """Write a new study. Everything is decided here: blocks, orders, plants.
+
+        Raises:
+            UserError: if there is a study already.
+        """
+        if (self.path / PROTOCOL).exists():
+            raise UserError(f"{self.path}: there is a study already")
+        # Each block gets its share of sick and of planted cases.
+        strata = [
+            (study_case.is_abnormal, study_case.plant is not None) for study_case in gathered.cases
+        ]
+        places = allocate.allocate(protocol, strata)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.path / "films").mkdir(mode=0o700, exist_ok=True)
+        # Practice cases have the numbers behind the last one.
+        every_case = [*gathered.cases, *gathered.practice]
+        # Films first: lists that name them come after they are there.
+        films = [self._write_film(study_case) for study_case in every_case]
+        write_text(self.path / CASES, canonical_json(films))
+        write_text(
+            self.path / SHOWN,
+            canonical_json([study_case.shown.as_json() for study_case in every_case]),
+        )
+        write_text(self.path / ALLOCATION, canonical_json([list(place) for place in places]))
+        self._write_sealed(gathered)
+        # Last: a folder without a protocol is no study, so a kill leaves none that is half made.
+        write_protocol(self.path / PROTOCOL, protocol)
+
+    def _write_film(self, study_case: Case) -> dict[str, Any]:
+        levels = np.rint(np.clip(study_case.pixels, 0, 1) * _LEVELS).astype("<u2")
+        digest = hashlib.sha256(levels.tobytes()).hexdigest()
+        # Time 0 in the header: the same film is the same file.
+        compressed = gzip.compress(levels.tobytes(), 6, mtime=0)
+        write_bytes(self.path / "films" / f"{digest}.u16.gz", compressed)
+        return {"rows": levels.shape[0], "columns": levels.shape[1], "sha256": digest}
+
+    def _write_sealed(self, gathered: CaseSet) -> None:
+        cases = [
+            {
+                "case_no": case_no,
+                "abnormal": study_case.is_abnormal,
+                "truth": dict(study_case.truth),
+                "truth_sides": dict(study_case.truth_sides),
+                "natural": study_case.natural.as_json(),
+                "plant": asdict(study_case.plant) if study_case.plant else None,
+            }
+            for case_no, study_case in enumerate([*gathered.cases, *gathered.practice])
+        ]
+        # With a salt, since the hash is public: nobody may try out plants until one fits.
+        content = {"cases": cases, "is_phantom": gathered.is_phantom, "salt": secrets.token_hex(16)}
+        path = self.path / SEALED
+        write_text(path, canonical_json(content))
+        # Whoever may read the rest of the folder may not read this.
+        path.chmod(0o600)

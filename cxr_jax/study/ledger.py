@@ -1,0 +1,148 @@
+"""What has happened in a study, folded from the chain: its state, its readers, every task and what was answered.
+
+The chain is the only truth: this is built from it at a server's start and after each event, and nothing else is kept.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from cxr_jax.store import Event, Store
+from cxr_jax.store.chain import event_of
+from cxr_jax.store.tables import event as event_table
+
+STATES = ("draft", "sealed", "open", "closed", "unblinded")
+# What a command does to a study, and in which state it may.
+_NEXT_STATE = {
+    "study.created": "draft",
+    "study.sealed": "sealed",
+    "study.opened": "open",
+    "study.closed": "closed",
+    "study.unblinded": "unblinded",
+}
+
+
+@dataclass
+class TaskRecord:
+    """One task as its events tell.
+
+    Attributes:
+        state: "waiting", "open", "signed" or "skipped".
+        page: of the browser's tab that has it; another one is told so.
+        opened: times of each opening, UTC.
+        pages: the events that each tab sent, in their order.
+        keys: names of requests that were taken, so that none counts twice.
+    """
+
+    state: str = "waiting"
+    page: str | None = None
+    opened: list[str] = field(default_factory=list)
+    pages: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
+    version: int = 0  # of the newest answer
+    answer: dict[str, Any] | None = None  # the newest
+    signed_at: str | None = None  # or skipped at, UTC of the server
+    signature: dict[str, Any] | None = None  # confidence and what was signed
+    skip_reason: str | None = None  # in words
+    ratings: dict[str, Any] | None = None  # of what the AI said
+    is_rated: bool = False
+    refusals: int = 0  # answers to another film, or of a tab that was out
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the reader is through with it."""
+        return self.state in ("signed", "skipped")
+
+
+@dataclass
+class Ledger:
+    """A study's state after event number `seq`."""
+
+    slug: str
+    seq: int = 0  # of the last event that is in here
+    state: str = "none"  # or one of STATES
+    sealed: dict[str, Any] = field(default_factory=dict)  # hashes, by file
+    reader_of_user: dict[str, int] = field(default_factory=dict)  # user's id -> place
+    tasks: dict[str, TaskRecord] = field(default_factory=dict)  # by opaque id
+    questionnaires: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    washouts: list[dict[str, Any]] = field(default_factory=list)  # changes on the way, with reasons
+    refused_early: int = 0  # sessions before their washout was over
+    unblinded_at: str | None = None
+
+    def task(self, task_id: str) -> TaskRecord:
+        """Give a task's record, a fresh one if nothing has happened to it."""
+        return self.tasks.setdefault(task_id, TaskRecord())
+
+    def refresh(self, store: Store) -> None:
+        """Take in what the chain has beyond `seq`; another process may have written it."""
+        # Only this study's: a store may serve a room beside it.
+        selection = (
+            sa.select(event_table)
+            .where(event_table.c.seq > self.seq, event_table.c.study == self.slug)
+            .order_by(event_table.c.seq)
+        )
+        with store.read() as connection:
+            rows = connection.execute(selection).mappings().all()
+        for stored_row in rows:
+            self.apply(event_of(dict(stored_row)))
+
+    def apply(self, event: Event) -> None:
+        """Fold one event; kinds that are none of these change nothing."""
+        self.seq = max(self.seq, event.seq)
+        # Steps of the whole study first, then tasks, then what concerns readers.
+        if event.kind in _NEXT_STATE:
+            self._apply_state(event)
+        elif event.task is not None:
+            self._apply_task(event, self.task(event.task))
+        elif event.kind == "study.reader_assigned":
+            self.reader_of_user[event.body["user"]] = event.body["reader_no"]
+        elif event.kind == "study.washout_changed":
+            self.washouts.append(event.body | {"at": event.at_utc})
+        elif event.kind == "study.questionnaire":
+            session_key = (event.body["reader_no"], event.body["session_no"])
+            self.questionnaires[session_key] = event.body["answers"]
+        elif event.kind == "study.too_early":
+            self.refused_early += 1
+
+    def _apply_state(self, event: Event) -> None:
+        self.state = _NEXT_STATE[event.kind]
+        # Kept, for `verify` and `unblind` to compare with.
+        if event.kind == "study.sealed":
+            self.sealed = dict(event.body)
+        if event.kind == "study.unblinded":
+            self.unblinded_at = event.at_utc
+
+    def _apply_task(self, event: Event, record: TaskRecord) -> None:
+        event_body: Mapping[str, Any] = event.body
+        if "idem_key" in event_body:
+            record.keys.add(event_body["idem_key"])
+        # Whoever opens last has the task; what another tab told stays its own.
+        if event.kind == "task.opened":
+            record.state, record.page = "open", event_body["page"]
+            record.opened.append(event.at_utc)
+            record.pages.setdefault(event_body["page"], [])
+        elif event.kind == "task.events":
+            record.pages.setdefault(event_body["page"], []).extend(event_body["events"])
+        elif event.kind == "task.answer":
+            record.version, record.answer = event_body["version"], event_body["answer"]
+        # From here on only ratings may still come.
+        elif event.kind == "task.signed":
+            record.state, record.signed_at, record.signature = (
+                "signed",
+                event.at_utc,
+                dict(event_body),
+            )
+        elif event.kind == "task.skipped":
+            record.state, record.signed_at = "skipped", event.at_utc
+            record.skip_reason = event_body["reason"]
+        elif event.kind == "task.rated":
+            record.ratings, record.is_rated = event_body["ratings"], True
+        elif event.kind == "task.refused":
+            record.refusals += 1
+
+
+def washout_days(ledger: Ledger, planned_days: float) -> float:
+    """Give the washout that holds: the protocol's, or the last one that was set with a reason."""
+    return float(ledger.washouts[-1]["days"]) if ledger.washouts else planned_days

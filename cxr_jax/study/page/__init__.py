@@ -1,0 +1,1 @@
+"""The report of a study: one page without a network, figures drawn in Python."""

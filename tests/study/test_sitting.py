@@ -1,0 +1,243 @@
+"""Sittings: the server decides what is next, binds answers to what was shown, and forgets nothing it acknowledged."""
+
+import itertools
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from cxr_jax.errors import UserError
+from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.store.records.actors import Actor
+from cxr_jax.study.commands import manage
+from cxr_jax.study.folder import SEALED
+from cxr_jax.study.refusals import SittingRefusedError
+from cxr_jax.study.sitting import Sitting
+
+ANNA, BERT = Actor("anna", "reader"), Actor("bert", "reader")
+NUMBERS = itertools.count()
+
+
+def key():
+    return f"key{next(NUMBERS):09d}"
+
+
+def whole_answer(study, **more):
+    return {
+        "labels": {label: {"state": "absent", "side": None} for label in CHEXPERT_14},
+        "suspicion": dict.fromkeys(study.protocol.suspicion_labels, 10),
+        **more,
+    }
+
+
+def begin(sitting, actor):
+    """Open the reader's next task; gives its path and what every request carries."""
+    following = sitting.next(actor)
+    page = key()
+    opened = sitting.open(actor, following["task"], page)
+    binding = {"page": page, "shown_sha256": opened["shown_sha256"]}
+    return following, opened, binding
+
+
+def do_task(sitting, actor, confidence=4):
+    following = sitting.next(actor)
+    if following["kind"] == "ratings":
+        ratings = {item["name"]: 1 for item in following["items"]}
+        sitting.rate(actor, following["task"], {"ratings": ratings, "idem_key": key()})
+        return following
+    if following["kind"] == "questionnaire":
+        answers = {"tlx": [50] * len(following["tlx"]), "sus": [3] * len(following["sus"])}
+        sitting.answer_questionnaire(actor, {"session": following["session"], "answers": answers})
+        return following
+    following, opened, binding = begin(sitting, actor)
+    task = following["task"]
+    request = {**binding, "idem_key": key(), "version": 0, "answer": whole_answer(sitting.folder)}
+    version = sitting.save(actor, task, request)["version"]
+    sign = {**binding, "idem_key": key(), "version": version, "confidence": confidence}
+    sitting.sign(actor, task, sign)
+    return following | {"opened": opened}
+
+
+# ---- What a reader may ----------------------------------------------------------------------------
+
+
+def test_answer_twice_is_kept_once_and_stale_versions_are_refused(study, store):
+    sitting = Sitting(study, store)
+    following, _, binding = begin(sitting, ANNA)
+    task, first = following["task"], {**binding, "idem_key": key(), "version": 0}
+    request = first | {"answer": whole_answer(study)}
+    assert sitting.save(ANNA, task, request) == sitting.save(ANNA, task, request) == {"version": 1}
+    assert len(store.answers.versions(task)) == 1
+    with pytest.raises(SittingRefusedError, match="another version") as refusal:
+        sitting.save(ANNA, task, request | {"idem_key": key()})
+    assert refusal.value.status == 409 and refusal.value.facts == {"version": 1}
+    # The same key with another content is a mistake, not a repetition.
+    with pytest.raises(SittingRefusedError, match="another answer"):
+        sitting.save(ANNA, task, request | {"answer": {}})
+
+
+def test_answer_to_another_film_is_refused_and_an_event(study, store):
+    sitting = Sitting(study, store)
+    following, _, binding = begin(sitting, ANNA)
+    request = {**binding, "shown_sha256": "0" * 64, "idem_key": key(), "version": 0}
+    with pytest.raises(SittingRefusedError, match="another film") as refusal:
+        sitting.save(ANNA, following["task"], request | {"answer": whole_answer(study)})
+    assert refusal.value.status == 409
+    [event] = store.events("task.refused")
+    assert event.body == {"reason": "shown"} and event.task == following["task"]
+
+
+def test_second_tab_takes_the_task_and_the_first_is_out(study, store):
+    sitting = Sitting(study, store)
+    following, _, binding = begin(sitting, ANNA)
+    task, other = following["task"], key()
+    assert sitting.open(ANNA, task, other)["resumed"]
+    request = {"idem_key": key(), "version": 0, "answer": whole_answer(study)}
+    with pytest.raises(SittingRefusedError, match="another tab"):
+        sitting.save(ANNA, task, binding | request)
+    assert sitting.save(ANNA, task, binding | request | {"page": other}) == {"version": 1}
+
+
+def test_signing_needs_every_label_slider_and_confidence(study, store):
+    sitting = Sitting(study, store)
+    following, _, binding = begin(sitting, ANNA)
+    task = following["task"]
+    sign = {**binding, "idem_key": key(), "version": 0, "confidence": 4}
+    with pytest.raises(SittingRefusedError, match="nothing was saved"):
+        sitting.sign(ANNA, task, sign)
+    half = whole_answer(study, suspicion={})
+    sitting.save(ANNA, task, {**binding, "idem_key": key(), "version": 0, "answer": half})
+    with pytest.raises(SittingRefusedError, match="suspicion: Cardiomegaly"):
+        sitting.sign(ANNA, task, sign | {"version": 1})
+    request = {**binding, "idem_key": key(), "version": 1, "answer": whole_answer(study)}
+    sitting.save(ANNA, task, request)
+    with pytest.raises(SittingRefusedError, match="confidence"):
+        sitting.sign(ANNA, task, sign | {"version": 2, "confidence": 8})
+    signed = sitting.sign(ANNA, task, sign | {"version": 2})
+    assert signed["state"] == "signed"
+    # Again with its key: the same; without: too late.
+    assert sitting.sign(ANNA, task, sign | {"version": 2}) == signed
+    with pytest.raises(SittingRefusedError, match="signed"):
+        sitting.sign(ANNA, task, sign | {"version": 2, "idem_key": key()})
+
+
+def test_tasks_of_others_and_tasks_ahead_are_out_of_reach(study, store):
+    sitting = Sitting(study, store)
+    following, _, _ = begin(sitting, ANNA)
+    sitting.next(BERT)
+    with pytest.raises(SittingRefusedError) as refusal:
+        sitting.open(BERT, following["task"], key())
+    assert refusal.value.status == 404
+    later = next(p for p in study.places if p.reader_no == 0 and p.position == 3)
+    with pytest.raises(SittingRefusedError, match="turn"):
+        sitting.open(ANNA, sitting.task_id(later), key())
+    with pytest.raises(SittingRefusedError, match="places"):
+        sitting.next(Actor("carl", "reader"))
+
+
+def test_session_a_day_early_gets_423_with_the_date(study, store):
+    now = [datetime.now(UTC)]
+    sitting = Sitting(study, store, clock=lambda: now[0])
+    while sitting.next(ANNA).get("session") == 1 or sitting.next(ANNA)["kind"] == "ratings":
+        try:
+            do_task(sitting, ANNA)
+        except SittingRefusedError:
+            break
+        try:
+            sitting.next(ANNA)
+        except SittingRefusedError:
+            break
+    now[0] = datetime.now(UTC) + timedelta(days=27)
+    with pytest.raises(SittingRefusedError) as refusal:
+        sitting.next(ANNA)
+    assert refusal.value.status == 423
+    expected = datetime.now(UTC) + timedelta(days=28)
+    assert refusal.value.facts["earliest"][:10] == expected.strftime("%Y-%m-%d")
+    assert store.events("study.too_early")[-1].body["session_no"] == 1
+    now[0] = datetime.now(UTC) + timedelta(days=28, minutes=1)
+    assert sitting.next(ANNA)["session"] == 2
+
+
+def test_state_is_the_same_after_a_restart(study, store):
+    sitting = Sitting(study, store)
+    do_task(sitting, ANNA)
+    following, _, binding = begin(sitting, ANNA)
+    request = {**binding, "idem_key": key(), "version": 0, "answer": whole_answer(study)}
+    sitting.save(ANNA, following["task"], request)
+    again = Sitting(study, store)
+    assert again.next(ANNA)["task"] == following["task"]
+    # A repeated request of before the restart is still the same request.
+    assert again.save(ANNA, following["task"], request) == {"version": 1}
+
+
+# ---- Blinding --------------------------------------------------------------------------------------
+
+
+def test_manual_tasks_hold_no_byte_of_the_ai(study, store):
+    sitting = Sitting(study, store)
+    seen = {}
+    # A whole session: nine films, ratings between them.
+    for _ in range(15):
+        done = do_task(sitting, ANNA)
+        if "opened" in done:
+            seen.setdefault(tuple(done["shows"]), []).append(json.dumps(done))
+    assert len(seen) == 3
+    for text in seen[()]:
+        opened = json.loads(text)["opened"]
+        assert opened["shown"] == {}
+        for secret in ("zebrafish", "manual", "planted", "plant", '"side"', "present"):
+            assert secret not in text
+    assert any("zebrafish" in text for text in seen["labels", "sentences", "draft"])
+    # The plant is shown as if it were the AI's own, and nothing says that it is one.
+    assert "plant" not in "".join(itertools.chain(*seen.values()))
+
+
+def test_no_arm_shows_probabilities(study):
+    for name in ("shown.json", "allocation.json", "cases.json"):
+        text = (study.path / name).read_text()
+        assert "probab" not in text and "plant" not in text and "truth" not in text
+
+
+# ---- Seal ------------------------------------------------------------------------------------------
+
+
+def test_changed_sealed_file_is_named_and_not_opened(study):
+    manage.close(study.path)
+    path = study.path / SEALED
+    assert path.stat().st_mode & 0o777 == 0o600
+    text = path.read_text()
+    path.write_text(text.replace('"side"', '"drop"', 1))
+    assert manage.verify(study.path) == ["sealed.json: is not the one that was sealed"]
+    with pytest.raises(UserError, match="sealed.json"):
+        manage.unblind(study.path)
+    path.write_text(text)
+    assert manage.verify(study.path) == []
+    manage.unblind(study.path)
+
+
+@pytest.mark.parametrize("name", ["protocol.json", "shown.json", "allocation.json"])
+def test_changed_file_is_named(study, name):
+    path = study.path / name
+    changed = {"protocol.json": ('"seed": 0', '"seed": 1'), "shown.json": ("zebrafish", "giraffe")}
+    before, after = changed.get(name, ("manual", "labels"))
+    path.write_text(path.read_text().replace(before, after, 1))
+    assert f"{name}: is not the one that was sealed" in manage.verify(study.path)
+
+
+def test_lost_tail_is_told_by_a_head_that_was_kept(study):
+    head = manage.head_of(study.path)
+    assert manage.verify(study.path, [head]) == []
+    number, _, digest = head.partition(":")
+    missing = manage.verify(study.path, [f"{int(number) + 5}:{digest}"])
+    assert missing and "8" in missing[0]
+
+
+def test_steps_out_of_turn_are_refused(study):
+    for step in (manage.seal, manage.unblind, manage.start):
+        with pytest.raises(UserError, match="is open"):
+            step(study.path)
+    with pytest.raises(UserError, match="reason"):
+        manage.set_washout(study.path, 14, " ")
+    manage.set_washout(study.path, 14, "holidays")
+    with manage.open_study(study.path) as opened:
+        assert opened.ledger.washouts[0]["days"] == 14
