@@ -174,7 +174,8 @@ def check_questionnaire(answers: Any, tlx: Sequence[str], sus: Sequence[str]) ->
     """
     if not isinstance(answers, Mapping):
         raise _refuse("answers: an object")
-    loads, usability = answers.get("tlx"), answers.get("sus", [])
+    loads: Any = answers.get("tlx")
+    usability: Any = answers.get("sus", [])
     # In the order of the questions.
     if not _are_numbers(loads, len(tlx), 0, 100):
         raise _refuse(f"answers.tlx: {len(tlx)} numbers from 0 to 100")

@@ -237,9 +237,9 @@ def confidence(protocol: Protocol, rows: Sequence[Row]) -> Result:
     }
     table = _table(used_rows, protocol.arms, "confidence")
     for first_arm, second_arm in _pairs(protocol, OTHER_PAIRS):
-        weights = [
-            float(arm_name == second_arm) - float(arm_name == first_arm) for arm_name in others
-        ]
+        weights = np.array(
+            [float(arm_name == second_arm) - float(arm_name == first_arm) for arm_name in others]
+        )
         estimate, standard_error = fit.contrast(weights)
         outcome = _wald(estimate, standard_error)
         # Points are no metric: beside the model, for a reader who wants to see them all the same.
