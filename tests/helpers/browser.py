@@ -20,13 +20,15 @@ FLAGS = [
 
 
 @contextlib.contextmanager
-def launched():
+def launched(*more_flags):
     """A browser, or a skip that says what is missing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("chromium is not installed (apt-get install chromium)")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS, headless=True)
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=[*FLAGS, *more_flags], headless=True
+        )
         try:
             yield browser
         finally:
@@ -34,11 +36,12 @@ def launched():
 
 
 @contextlib.contextmanager
-def page_of(browser, address, width=1440, height=900, allowed=()):
+def page_of(browser, address, width=1440, height=900, allowed=(), path=""):
     """A fresh page; errors, console errors, refused policies and requests elsewhere fail the test at its end.
 
     Args:
         allowed: parts of console messages that the test expects.
+        path: of the page, behind the server's address.
     """
     context = browser.new_context(
         viewport={"width": width, "height": height}, accept_downloads=True
@@ -67,7 +70,7 @@ def page_of(browser, address, width=1440, height=900, allowed=()):
         "addEventListener('securitypolicyviolation', (event) => console.error('policy: ' + event.violatedDirective))"
     )
     try:
-        page.goto(address)
+        page.goto(address + path)
         yield page
         left = [text for text in complaints if not any(part in text for part in allowed)]
         assert not left, left

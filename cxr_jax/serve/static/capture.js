@@ -1,6 +1,7 @@
 // Thought capture: consent, then say or type what is seen, look at what is marked, set the labels, save.
 
 import { Microphone } from "./capture_recorder.js";
+import { Viewer } from "./viewer.js";
 import { Chips, Looked, drawContradictions, drawReview, element } from "./capture_review.js";
 
 const CHECK_MS = 250; // after the last key
@@ -21,6 +22,7 @@ const page = {
   heardUntil: 0, // seconds of the recording whose words are in the text
   confirming: null, // which button waits for its second press
 };
+const viewer = new Viewer(find("film-base"), find("film-overlay"));
 const looked = new Looked();
 const chips = new Chips(find("chips"), () => check());
 
@@ -59,11 +61,19 @@ function say(id, message, isBad = false) {
 
 async function showFilm(sha) {
   const info = await ask("GET", `/room/images/${sha}/info`);
+  const answer = await fetch(`/room/images/${sha}/pixels`, { credentials: "same-origin" });
+  if (!answer.ok) throw new Error(`the film was not fetched (${answer.status})`);
+  const bytes = await answer.arrayBuffer();
+  if (bytes.byteLength !== 2 * info.rows * info.columns) throw new Error("the film came incomplete");
   page.image = sha;
-  const picture = find("film-picture");
-  picture.src = `/room/images/${sha}/model_view.png`;
-  picture.hidden = false;
+  viewer.show(info, new Uint16Array(bytes));
   find("no-film").hidden = true;
+  find("presets").replaceChildren(...info.windows.slice(0, 8).map((window_, index) => {
+    const preset = element("button", window_.name.slice(0, 40));
+    preset.type = "button";
+    preset.addEventListener("click", () => viewer.choose(index));
+    return preset;
+  }));
   const gate = info.gate || { state: "ok", reasons: [] };
   say("gate", gate.state === "ok" ? "" : `${gate.state}: ${gate.reasons.join("; ")}`);
   const address = new URL(location.href);
@@ -72,11 +82,28 @@ async function showFilm(sha) {
   await forgetThought();
 }
 
+// As in the room: drag for the window, wheel for the zoom at its place.
+const viewport = find("viewport");
+viewport.addEventListener("pointerdown", (event) => { if (viewer.film) viewport.setPointerCapture(event.pointerId); });
+viewport.addEventListener("pointermove", (event) => {
+  if (viewer.film && viewport.hasPointerCapture(event.pointerId)) viewer.dragWindow(event.movementX, event.movementY);
+});
+viewport.addEventListener("wheel", (event) => {
+  if (!viewer.film) return;
+  event.preventDefault();
+  const box = viewport.getBoundingClientRect();
+  const ratio = viewer.base.width / box.width;
+  viewer.zoomBy(Math.exp(-event.deltaY / 500), (event.clientX - box.left) * ratio, (event.clientY - box.top) * ratio);
+}, { passive: false });
+viewport.addEventListener("dblclick", () => { if (viewer.film) viewer.reset(); });
+
 find("film-file").addEventListener("change", async (event) => {
   const [file] = event.target.files;
   if (!file) return;
   const form = new FormData();
   form.append("file", file, "film");
+  // A name may be a patient's: it leaves the page again, and never reaches the server.
+  event.target.value = "";
   try {
     say("gate", "reading the film ..");
     await showFilm((await ask("POST", "/room/images", { body: form })).sha256);
@@ -273,7 +300,12 @@ function draw() {
   page.unseen = drawReview(find("review"), text.value, page.checked, looked, {
     onLook: (word) => { looked.toggle(word); page.confirming = null; draw(); },
     onPropose: (first, last, word) => {
-      text.value = text.value.slice(0, first) + word + text.value.slice(last);
+      const replaced = text.value.slice(first, last);
+      // The sentence ends where it ended, and begins as it began: the labeler reads by sentences.
+      const ending = replaced.match(/[.,;:!?]*$/)[0];
+      const isCapital = /^[A-Z]/.test(replaced);
+      const put = (isCapital ? word[0].toUpperCase() + word.slice(1) : word) + ending;
+      text.value = text.value.slice(0, first) + put + text.value.slice(last);
       check();
     },
   });
@@ -358,7 +390,10 @@ async function start() {
   else await listEarlier();
 }
 
-start().catch((error) => {
-  if (error.status === 401) location.assign("/login");
-  else say("status", error.message);
+start().then(() => { document.documentElement.dataset.ready = "yes"; }, (error) => {
+  if (error.status === 401) { location.assign("/login"); return; }
+  // The desk is not shown yet, so the reason stands where consent would.
+  find("consent-text").textContent = error.message;
+  find("consent").hidden = false;
+  find("agree").disabled = true;
 });

@@ -155,7 +155,7 @@ export class Chips {
     const side = element("select");
     side.setAttribute("aria-label", `${label}: side`);
     for (const value of SIDES) side.append(new Option(value || "no side", value));
-    side.hidden = SIDELESS.includes(label);
+    side.classList.toggle("none", SIDELESS.includes(label));
     const reset = element("button", "as text");
     reset.type = "button";
     reset.setAttribute("aria-label", `${label}: as the text says`);

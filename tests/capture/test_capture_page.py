@@ -1,0 +1,181 @@
+"""Thought capture in a real browser: a voice from espeak-ng through the fake microphone to a row to train on."""
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import time
+
+import browser
+import pytest
+from films import draw_film
+from room_servers import running, scripted_state
+from store_films import png_of
+
+from cxr_jax.capture import audio, chips
+from cxr_jax.capture.__main__ import main
+from cxr_jax.capture.records import Captures
+from cxr_jax.data.sources import manifest
+from cxr_jax.serve.auth import Auth
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.slow
+SAID = "No pneumothorax is seen. There is a small left pleural effusion with blunting of the costophrenic angle."
+HEARD = [
+    ("Know", 0.95),
+    ("new", 0.3),
+    ("motor", 0.4),
+    ("axe.", 0.5),
+    ("Small", 0.9),
+    ("left", 0.9),
+    ("effusion.", 0.9),
+]
+
+
+@pytest.fixture(scope="module")
+def voice(tmp_path_factory):
+    """A recording of SAID, with half a second of silence in front."""
+    pytest.importorskip("av", reason="recordings are decoded by PyAV (tests/requirements-room.txt)")
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng is not installed (apt-get install espeak-ng)")
+    path = tmp_path_factory.mktemp("voice") / "voice.wav"
+    subprocess.run(["espeak-ng", "-v", "en-us", "-s", "150", "-w", path, SAID], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium(voice):
+    flags = (
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-audio-capture={voice}%noloop",
+        "--autoplay-policy=no-user-gesture-required",
+    )
+    with browser.launched(*flags) as launched:
+        yield launched
+
+
+@contextlib.contextmanager
+def served(store, dictate="none"):
+    """A server with a store and no model: what the labeler reads is read beside the loop."""
+    state = scripted_state(store=str(store.folder), dictate=dictate)
+    state.store, state.auth = store, Auth(state.settings, store)
+    with running(state) as url:
+        yield url
+
+
+@pytest.fixture
+def script(tmp_path):
+    words = [[text, index * 0.5, index * 0.5 + 0.4, p] for index, (text, p) in enumerate(HEARD)]
+    (tmp_path / "script.json").write_text(json.dumps(words))
+    return f"scripted:{tmp_path / 'script.json'}"
+
+
+def agree(page, tmp_path):
+    """Open a film, by the page's own field for a file, and consent, by the keyboard."""
+    page.wait_for_selector("html[data-ready=yes]")
+    (tmp_path / "film.png").write_bytes(png_of(draw_film(320, 300)))
+    page.set_input_files("#film-file", tmp_path / "film.png")
+    expect(page.locator("#no-film")).to_be_hidden()
+    page.focus("#agree")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#text:focus")
+
+
+def wait_for_sound(page):
+    """Until the level has moved: asked from here, for the page's policy lets no text be run as a script."""
+    until = time.monotonic() + 20
+    while page.evaluate("document.getElementById('level').value") < 0.3:
+        assert time.monotonic() < until, "the microphone is silent"
+        page.wait_for_timeout(50)
+
+
+def save(page, version=1):
+    page.wait_for_selector("#save:not([disabled])")
+    page.focus("#save")
+    page.keyboard.press("Enter")
+    expect(page.locator("#confirm")).to_contain_text("Present:")
+    confirmed = page.text_content("#confirm")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_contain_text(f"saved as version {version}")
+    return confirmed
+
+
+def test_a_voice_becomes_a_row(chromium, store, script, tmp_path):
+    chips.read_text("Warm.")  # the labeler compiles for seconds, once
+    with served(store, script) as url, browser.page_of(chromium, url, path="/capture") as page:
+        agree(page, tmp_path)
+        # Hold to talk; the level moves while somebody speaks.
+        page.hover("#talk")
+        page.mouse.down()
+        wait_for_sound(page)
+        page.wait_for_timeout(3000)
+        page.mouse.up()
+        expect(page.locator("#text")).to_have_value(re.compile("effusion"), timeout=60_000)
+        assert page.input_value("#text") == " ".join(text for text, _ in HEARD)
+        [capture] = Captures(store).of_user("local")
+        folder = Captures(store).folder(capture.id)
+        assert audio.count_pieces(folder) >= 3
+        # What was recorded is a voice, and in the browser's own format.
+        recorded = audio.assemble(folder).file_bytes
+        samples = audio.decode(recorded)
+        assert recorded[:4] == b"\x1aE\xdf\xa3" and audio.loudness(samples) > -45
+        assert 2 < samples.size / audio.SAMPLE_RATE < 8
+
+        # Doubted words, the side and what sounds like "no" wait to be looked at; nothing was changed by itself.
+        page.wait_for_selector("#review .mark")
+        assert page.locator("#review .mark").count() == 5 and page.is_disabled("#save")
+        page.get_by_role("button", name="→ pneumothorax?").first.click()
+        expect(page.locator("#text")).to_have_value(re.compile("pneumothorax"))
+        page.get_by_role("button", name="→ no?").click()
+        expect(page.locator("#text")).to_have_value(re.compile("^No pneumothorax[.]"))
+        expect(page.locator("#review .mark")).to_have_count(2)
+        for number in range(2):
+            page.locator("#review .mark").nth(number).focus()
+            page.keyboard.press("Enter")
+        assert (
+            "Pleural Effusion (left)" in save(page)
+            and page.text_content("#contradictions").strip() == ""
+        )
+        page.screenshot(path=tmp_path / "capture.png")
+    [saved] = Captures(store).of_user("local")
+    assert saved.versions[0].text == "No pneumothorax. Small left effusion."
+    assert main(["export", str(store.folder), "-o", str(tmp_path / "rows.jsonl")]) == 0
+    [row] = manifest.load_rows(tmp_path / "rows.jsonl", store.folder)
+    assert row.solution == "Pleural Effusion" and row.target.startswith(
+        "<think>No pneumothorax. Small"
+    )
+
+
+def test_typing_alone_by_the_keyboard(chromium, store, tmp_path):
+    chips.read_text("Warm.")
+    with served(store) as url, browser.page_of(chromium, url, path="/capture", width=1024) as page:
+        agree(page, tmp_path)
+        assert page.is_hidden("#talk") and "please type" in page.text_content("#talk-help")
+        page.keyboard.type("Left <b>effusion</b>. No edema.")
+        expect(page.locator("#review .mark")).to_have_count(2)
+        assert page.locator("#review b").count() == 0
+        page.select_option("[aria-label='Edema: state']", "present")
+        expect(page.locator("#contradictions")).to_contain_text("Edema")
+        page.click("[aria-label='Edema: as the text says']")
+        expect(page.locator("#contradictions")).to_have_text("")
+        for number in range(2):
+            page.locator("#review .mark").nth(number).click()
+        save(page)
+        # What was looked at stays so when the text grows behind it.
+        page.focus("#text")
+        page.keyboard.press("Control+End")
+        page.keyboard.type(" Heart normal.")
+        expect(page.locator("#review")).to_contain_text("normal")
+        assert page.locator("#review .mark.looked").count() == 2
+        save(page, 2)
+        # Erased by two presses, and gone.
+        page.click("#erase")
+        page.click("#erase")
+        expect(page.locator("#status")).to_have_text("erased")
+    captures = Captures(store)
+    assert captures.of_user("local") == [] and captures.verify() == []
+    assert [event.kind for event in store.events()][-1] == "capture.erased"
