@@ -5,8 +5,12 @@ import re
 import browser
 import numpy as np
 import pytest
+import room_client
 import room_server
 from dicom_files import build
+from quick_passwords import quick_passwords
+
+from cxr_jax.serve.app import create_app
 
 pytestmark = pytest.mark.slow
 NOISE = np.random.default_rng(5).integers(0, 4096, (300, 260)).astype(np.uint16)
@@ -360,3 +364,56 @@ def test_the_pause_hides_film_and_text_and_a_key_can_be_changed(room, film):
     page.keyboard.press("Escape")
     page.keyboard.press("n")
     assert page.locator("#sentence-2").get_attribute("aria-current") == "true"
+
+
+# ---- Readers with a password ----
+
+
+def test_a_reader_logs_in_signs_with_the_password_and_leaves_nothing_behind(
+    chromium, film, tmp_path
+):
+    with quick_passwords(), room_client.room(tmp_path / "store") as client:
+        client.store.users.add("anna", "reader", "correct horse")
+        app = create_app(client.state)
+        with room_server.served(app) as address:
+            with browser.page_of(chromium, address, allowed=("401", "403")) as page:
+                # ---- Whoever comes without a session is led to the login ----
+                assert page.url.endswith("/login")
+                page.keyboard.type("anna")
+                page.keyboard.press("Tab")
+                page.keyboard.type("wrong horse")
+                page.keyboard.press("Enter")
+                page.locator("#remark", has_text="wrong").wait_for()
+                page.keyboard.type("correct horse")
+                page.keyboard.press("Enter")
+                page.wait_for_selector("html[data-ready=yes]")
+                assert "anna" in page.locator("#user").text_content()
+
+                # ---- The signature asks for the password again ----
+                browser.upload(page, film)
+                page.locator("#gate.ok").wait_for()
+                # A report that no model has had a part in has its text alone to export.
+                page.keyboard.press("e")
+                page.locator("#report-state", has_text="version 1").wait_for()
+                page.keyboard.type("Portable film.")
+                assert page.locator("#exports a").all_text_contents() == ["Text"]
+                page.keyboard.press("Control+Enter")
+                page.keyboard.press("Space")
+                page.locator("#password").focus()
+                page.keyboard.type("wrong horse")
+                page.keyboard.press("Enter")
+                page.keyboard.press("Enter")
+                page.locator("#sign-remark", has_text="password").wait_for()
+                page.locator("#password").focus()
+                page.keyboard.type("correct horse")
+                page.keyboard.press("Enter")
+                page.keyboard.press("Enter")
+                page.locator("#signature-state", has_text="signed by anna").wait_for()
+
+                # ---- The logout clears the browser ----
+                page.evaluate("() => localStorage.setItem('cxr_jax.unsaved.x', '{}')")
+                page.locator("#logout").press("Enter")
+                page.locator("#login").wait_for()
+                assert page.evaluate("() => Object.keys(localStorage)") == []
+                page.goto(address)
+                assert page.url.endswith("/login")
