@@ -53,7 +53,7 @@ class Auth:
         """Return whether nobody is asked who they are: on loopback, without users or by `--no_auth`."""
         # Asked at each request: a user who is added while the server runs closes it at once.
         # Beyond this machine everybody is asked, whatever the flags say.
-        if not self._settings.is_loopback:
+        if not is_private(self._settings):
             return False
         return self._settings.no_auth or not self._store.users.has_people()
 
@@ -105,14 +105,14 @@ class Auth:
         # As clients of OpenAI's API send it.
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not given.strip():
-            if self._settings.is_loopback and (
+            if is_private(self._settings) and (
                 self._settings.no_auth or not self._store.api_keys.has_any()
             ):
                 return None
             raise self.refused(request, 401, "an API key is needed", reason="key")
         key = self._store.api_keys.find(given.strip())
         # Clients of OpenAI's API always send some key: where none exist, any is as good as none.
-        if key is None and self._settings.is_loopback and not self._store.api_keys.has_any():
+        if key is None and is_private(self._settings) and not self._store.api_keys.has_any():
             return None
         if key is None:
             raise self.refused(request, 401, "no such API key", reason="key")
@@ -233,14 +233,20 @@ class Auth:
             )
 
 
+def is_private(settings: ServerSettings) -> bool:
+    """Return whether only people at this machine can come: on loopback, and no proxy brings others there."""
+    # A proxy's visitors all seem to come from loopback; its name among the hosts says that there is one.
+    return settings.is_loopback and not settings.public_hosts
+
+
 def check_start(settings: ServerSettings, store: Store | None) -> str | None:
     """Refuse to listen beyond this machine where anybody could come in; return a line to say at the start, if any.
 
     Raises:
-        UserError: for `--host` beyond loopback without users, keys or a key file, and for `--no_auth` there.
+        UserError: for `--host` or a proxy's name without users, keys or a key file, and for `--no_auth` with either.
     """
     # Said on the terminal, so that nobody believes a password to be asked for.
-    if settings.is_loopback:
+    if is_private(settings):
         if store is not None and not settings.no_auth and store.users.has_people():
             return None
         return (
@@ -248,11 +254,11 @@ def check_start(settings: ServerSettings, store: Store | None) -> str | None:
         )
     # Before anything else: no flag opens a server to the network.
     if settings.no_auth:
-        raise UserError(f"--no_auth: only on loopback, not with --host={settings.host}")
+        raise UserError("--no_auth: only on loopback, and not with --public_host")
     has_keys = settings.api_key_file is not None or (store is not None and store.api_keys.has_any())
     if not has_keys and (store is None or not store.users.has_people()):
         raise UserError(
-            f"--host={settings.host}: beyond this machine users or API keys are needed first "
+            f"--host={settings.host}: beyond this machine (also by --public_host) users or API keys are needed first "
             "(python -m cxr_jax.store users add)"
         )
     return None

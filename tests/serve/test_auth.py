@@ -132,6 +132,8 @@ def test_the_first_user_closes_an_open_server(tmp_path):
         (dict(host="0.0.0.0"), False, "users or API keys are needed first"),
         (dict(host="0.0.0.0"), True, None),
         (dict(host="0.0.0.0", no_auth=True), True, "--no_auth: only on loopback"),
+        (dict(public_hosts=("room.example.org",)), False, "users or API keys are needed first"),
+        (dict(public_hosts=("room.example.org",), no_auth=True), True, "--no_auth: only on"),
         (dict(host="192.168.1.2"), False, "users or API keys are needed first"),
         (dict(), True, None),
     ],
