@@ -18,7 +18,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.outputs import sections
-from cxr_jax.serve.app import _add_error_handlers
+from cxr_jax.serve.app import add_error_handlers
 from cxr_jax.serve.limits import BodyGuard, Limits
 from cxr_jax.serve.refusals import RefusedError
 from cxr_jax.serve.room import images, pages, pixels
@@ -233,7 +233,7 @@ def app_of(state, *routers):
         app.include_router(module.router(state))
     for router in routers:
         app.include_router(router)
-    _add_error_handlers(app)
+    add_error_handlers(app)
     app.add_middleware(BodyGuard, limits=state.settings.limits)
     app.add_middleware(SecurityGuard, settings=state.settings)
     return app
