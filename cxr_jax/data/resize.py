@@ -63,6 +63,39 @@ def fit(pixels: ArrayLike, size: int | tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def fit_boxes(
+    boxes: Sequence[tuple[float, float, float, float]],
+    shape: tuple[int, int],
+    size: int | tuple[int, int],
+) -> np.ndarray:
+    """Mark boxes of a film where `fit` puts them.
+
+    Args:
+        boxes: left, top, width and height of each, as shares of the film's sides.
+        shape: (height, width) of the film.
+        size: as for `fit`.
+
+    Returns:
+        bool [height, width], of the shape that `fit` gives.
+    """
+    target_height, target_width = (int(side) for side in np.broadcast_to(size, 2))
+    height, width = shape
+    # The canvas of `fit`, and its margins.
+    canvas_height = max(height, -(-width * target_height // target_width))
+    canvas_width = max(width, -(-height * target_width // target_height))
+    top_margin, left_margin = (canvas_height - height) // 2, (canvas_width - width) // 2
+    down, across = target_height / canvas_height, target_width / canvas_width
+    marked = np.zeros((target_height, target_width), bool)
+    for left, top, box_width, box_height in boxes:
+        # Outward: a pixel that a box touches is of the box.
+        first_row = int(np.floor((top_margin + top * height) * down))
+        last_row = int(np.ceil((top_margin + (top + box_height) * height) * down))
+        first_column = int(np.floor((left_margin + left * width) * across))
+        last_column = int(np.ceil((left_margin + (left + box_width) * width) * across))
+        marked[first_row:last_row, first_column:last_column] = True
+    return marked
+
+
 def stack(images_of_rows: Sequence[Sequence[np.ndarray]], name: str) -> np.ndarray:
     """Stack squares of rows: of one image each [B, S, S], of n each [B, n, S, S].
 

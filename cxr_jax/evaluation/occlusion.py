@@ -1,11 +1,12 @@
 """Does a model need what is drawn? Its answers with the findings covered by noise, a little, wholly, or beside them.
 
 The cover is that of SHOVIR's audit: noise with the median and the trimmed deviation of the film outside the findings,
-smoothed, blended in with a dose and feathered edges. Where the findings are is known of phantoms alone. A reader that
-looks loses with the dose, and less where the mirrored place is covered: noise there may pass for an opacity.
+smoothed, blended in with a dose and feathered edges. Where the findings are is known of phantoms, and of films that
+somebody has drawn boxes on. A reader that looks loses with the dose, and less where the mirrored place is covered:
+noise there may pass for an opacity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,82 @@ class CoverAudit:
         }
 
 
+class BoxAudit:
+    """What a model answers to films whose boxes are covered, part by part: the first films of a set that have boxes.
+
+    "covered DOSE" for each of DOSES, and "mirrored": as large a cover on the other side, as far as no box is there.
+
+    Args:
+        texts: the prompts of the whole set.
+        settings: `n_audit`, how many films with boxes.
+        mask_of: tells of a place of the set where its boxes are, bool of its image's shape; None without a box.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        params: Tree,
+        texts: Sequence[Prompt],
+        settings: EvaluationConfig,
+        mask_of: Callable[[int], np.ndarray | None],
+    ) -> None:
+        self.reader, self.params, self.texts = reader, params, texts
+        self.count, self.mask_of = settings.n_audit, mask_of
+        self.places: list[int] = []
+        self.answers: dict[str, list[Answers]] = {}
+
+    def add(self, places: np.ndarray, batch: Batch) -> None:
+        """Read a part of the set: its places and its batch."""
+        masks: dict[int, np.ndarray] = {}
+        for row, place in enumerate(places.tolist()):
+            # Boxes are few, and wherever they are in a set: once there are enough, no file is asked any more.
+            if len(self.places) + len(masks) >= self.count:
+                break
+            if (mask := self.mask_of(place)) is not None:
+                masks[row] = mask
+        if not masks:
+            return
+        rows, boxes = np.array(list(masks)), list(masks.values())
+        seeds = places[rows].tolist()
+        self.places += seeds
+        films, texts = pick(images_of(batch), rows), [self.texts[place] for place in seeds]
+        mirrored = [mask[:, ::-1] & ~mask for mask in boxes]
+        shown = {
+            f"covered {dose:g}": cover_films(films, boxes, boxes, dose, seeds) for dose in DOSES
+        }
+        shown["mirrored"] = cover_films(films, mirrored, boxes, DOSES[-1], seeds)
+        for name, covered in shown.items():
+            readings = self.reader.read(self.params, covered, texts)
+            self.answers.setdefault(name, []).append(Answers(readings.answer, readings.valid))
+
+    joined = CoverAudit.joined
+
+
+def cover_films(
+    films: Any,
+    masks: Sequence[np.ndarray],
+    findings: Sequence[np.ndarray],
+    dose: float,
+    seeds: Sequence[int],
+) -> Any:
+    """Blend noise over pixels of films (`image_batches.images_of`), of each the first; see `cover`.
+
+    Args:
+        films: squares float32 [B, S, S], or rows of levels uint8 [h, w].
+        masks: of each film the pixels that are covered.
+        findings: of each film the pixels that the noise is not modelled on.
+    """
+    if not isinstance(films, list):
+        return cover(np.asarray(films), np.stack(masks), np.stack(findings), dose, seeds)
+    covered_rows = []
+    for (film, *others), mask, finding, seed in zip(films, masks, findings, seeds, strict=True):
+        # One film at a time: those of a list have sizes of their own.
+        as_square = film[None].astype(np.float32) / _LEVELS
+        covered = cover(as_square, mask[None], finding[None], dose, [seed])[0]
+        covered_rows.append((np.round(covered * _LEVELS).astype(film.dtype), *others))
+    return covered_rows
+
+
 def region_masks(batch: Batch) -> np.ndarray | None:
     """Tell where findings are drawn, bool [B, rows, columns] of cells; None where nobody knows, or of several films."""
     if "regions" not in batch or np.asarray(batch["image"]).ndim != 3:
@@ -97,8 +174,8 @@ def cover(
     """Blend noise over cells of images.
 
     Args:
-        squares: float32 [B, S, S] in 0..1.
-        masks: bool [B, rows, columns], the cells that are covered.
+        squares: float32 [B, H, W] in 0..1.
+        masks: bool [B, rows, columns], the cells that are covered: as many as pixels, or so few that they divide them.
         findings: bool [B, rows, columns], those that the noise is not modelled on.
         dose: in 0..1, how much of the image goes.
         seeds: of the noise, one an image.

@@ -19,7 +19,7 @@ from cxr_jax.data.sources.several.run_sources import open_sources
 from cxr_jax.data.sources.splits import Splits, with_train_rows
 from cxr_jax.evaluation import predictions, scored_sets, set_scores
 from cxr_jax.evaluation.film_use import OtherImages
-from cxr_jax.evaluation.occlusion import CoverAudit
+from cxr_jax.evaluation.occlusion import BoxAudit, CoverAudit
 from cxr_jax.evaluation.predictions import SetPredictions
 from cxr_jax.evaluation.reader import Reader, Readings, Samples
 from cxr_jax.evaluation.scored_sets import ScoredSet
@@ -184,7 +184,7 @@ def read_set(
         for model_name, params in models.items()
     }
     covers = {
-        model_name: CoverAudit(reader, params, scored_set.texts, settings)
+        model_name: _cover_audits(reader, params, scored_set, settings)
         for model_name, params in models.items()
     }
 
@@ -199,7 +199,8 @@ def read_set(
             )
             samples[model_name].append(drawn)
         others[model_name].add(places, images_of(batch))
-        covers[model_name].add(places, batch)
+        for audit in covers[model_name]:
+            audit.add(places, batch)
 
     readings, facts = _read_parts(
         reader, models, scored_set, weighs=weighs, look_elsewhere=look_elsewhere
@@ -214,9 +215,21 @@ def read_set(
             samples=Samples(*map(np.concatenate, zip(*samples[model_name], strict=True)))
             if samples[model_name]
             else None,
-            covered=covers[model_name].joined(),
+            covered=covers[model_name][0].joined(),
+            boxed=covers[model_name][1].joined(),
         )
     return answers, facts
+
+
+def _cover_audits(
+    reader: Reader, params: Tree, scored_set: ScoredSet, settings: EvaluationConfig
+) -> tuple[CoverAudit, BoxAudit]:
+    """What is covered of a set: whole images and what phantoms show, and the boxes of films."""
+    texts = scored_set.texts
+    return (
+        CoverAudit(reader, params, texts, settings),
+        BoxAudit(reader, params, texts, settings, scored_set.box_mask),
+    )
 
 
 def _read_parts(

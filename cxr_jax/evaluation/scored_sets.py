@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from cxr_jax.data import resize
+from cxr_jax.data.images import read_image
 from cxr_jax.data.prompts import Prompt
 from cxr_jax.data.sources import phantom
 from cxr_jax.data.sources.base import ENDLESS, Batch, Source
@@ -72,6 +74,26 @@ class ScoredSet:
     def images(self, places: np.ndarray) -> Any:
         """Make the images of some places (`image_batches.images_of`)."""
         return images_of(self.source.batch(self.examples[places]))
+
+    def box_mask(self, place: int) -> np.ndarray | None:
+        """Mark where findings are drawn on a film, bool of the shape of its image; None where nobody has, of phantoms.
+
+        Reads the file again: its own sides say where a box is, and few films have one.
+        """
+        if not isinstance(self.source, FilesSource):
+            return None
+        index = int(self.examples[place])
+        row = self.source.rows[index]
+        # Of several films nobody says which one was drawn on.
+        if not row.boxes or len(row.image_paths) != 1:
+            return None
+        film_shape = read_image(row.image_path, self.source.renderer).pixels.shape
+        size: int | tuple[int, int] = self.source.size
+        if self.source.native is not None:
+            # Without margins: the whole film is resized to the shape of its levels.
+            height, width = self.source.image(index).shape
+            size = (height, width)
+        return resize.fit_boxes(row.boxes, (film_shape[0], film_shape[1]), size)
 
 
 def facts_of(batches: list[Batch]) -> Batch:

@@ -34,6 +34,7 @@ class SetAnswers:
         recalibration: of the probabilities, or None.
         samples: of `config.eval.traces` completions an image, or None.
         covered: places that were read with covers, int [n], and what is answered by name (`occlusion.CoverAudit`).
+        boxed: the same of films whose boxes were covered (`occlusion.BoxAudit`).
     """
 
     real: Readings
@@ -42,6 +43,7 @@ class SetAnswers:
     recalibration: Recalibration | None = None
     samples: Samples | None = None
     covered: tuple[np.ndarray, Mapping[str, Answers]] | None = None
+    boxed: tuple[np.ndarray, Mapping[str, Answers]] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ def summarise(unit: Unit, answers: SetAnswers, settings: EvaluationConfig) -> di
     Returns:
         `scores.summary`, and "scored": "image" or "study", "n_images", "subgroups" where a set has some
         (`subgroups.subgroup_scores`), and with a recalibration "recalibrated": what was fitted (`Recalibration.about`),
-        "calibration" of the mapped probabilities, and "at_thresholds" (`scores.threshold_scores`). "covered", see
-        `cover_scores`; "sampled", see `sampled_scores`.
+        "calibration" of the mapped probabilities, and "at_thresholds" (`scores.threshold_scores`). "covered" and
+        "boxed", see `cover_scores`; "sampled", see `sampled_scores`.
     """
     bootstrap, log_odds = Bootstrap(settings.bootstrap), unit.log_odds(answers.real)
     named, probabilities = unit.answers(_named(answers.real)), _probabilities(log_odds)
@@ -149,8 +151,9 @@ def summarise(unit: Unit, answers: SetAnswers, settings: EvaluationConfig) -> di
         }
     if answers.samples is not None:
         summary["sampled"] = sampled_scores(answers.samples, unit.films, bootstrap)
-    if answers.covered is not None and len(answers.covered[0]):
-        summary["covered"] = cover_scores(answers, unit.films, bootstrap)
+    for name, covered in (("covered", answers.covered), ("boxed", answers.boxed)):
+        if covered is not None and len(covered[0]):
+            summary[name] = cover_scores(answers.real, covered, unit.films, bootstrap)
     return summary
 
 
@@ -198,20 +201,25 @@ def sampled_scores(samples: Samples, films: Reference, bootstrap: Bootstrap) -> 
     }
 
 
-def cover_scores(answers: SetAnswers, films: Reference, bootstrap: Bootstrap) -> dict[str, Any]:
+def cover_scores(
+    readings: Readings,
+    audited: tuple[np.ndarray, Mapping[str, Answers]],
+    films: Reference,
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
     """Score answers to covered images, image by image.
 
     Args:
-        answers: with `covered`.
+        readings: of the images as they are.
+        audited: places that were read with covers, and what was answered.
         films: what is so of every image of the set.
         bootstrap: how the intervals are made.
 
     Returns:
         "n", the images that were read, and "images", as of `scores.image_use_audit`: drops are from these very images.
     """
-    assert answers.covered is not None
-    places, covered = answers.covered
-    real = Answers(answers.real.answer[places], answers.real.valid[places])
+    places, covered = audited
+    real = Answers(readings.answer[places], readings.valid[places])
     # The same images of what is so.
     columns: dict[str, Any] = {
         name: None if values is None else np.asarray(values)[places]

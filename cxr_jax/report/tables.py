@@ -299,7 +299,8 @@ def _covered(models: Mapping) -> list[dict]:
         {
             "model": model_name,
             "set_name": set_name,
-            "n": summary["covered"]["n"],
+            "n": summary[part_name]["n"],
+            "is_boxed": part_name == "boxed",
             "images": {
                 image_name: {
                     "changes": {
@@ -307,10 +308,11 @@ def _covered(models: Mapping) -> list[dict]:
                     },
                     "same_answer": scores.get("same_answer"),
                 }
-                for image_name, scores in summary["covered"]["images"].items()
+                for image_name, scores in summary[part_name]["images"].items()
             },
         }
-        for model_name, set_name, summary in _with_part(models, "covered")
+        for part_name in ("covered", "boxed")
+        for model_name, set_name, summary in _with_part(models, part_name)
     ]
 
 

@@ -45,6 +45,8 @@ class Row:
     taken: Taken = Taken()  # when the study was made, as far as the manifest tells
     subject: Subject = Subject()  # sex, age .. as far as the manifest tells
     roles: tuple[str, ...] = ()  # of the films (`prompts.ROLES`), if the manifest has them
+    # Where somebody has drawn findings on the first film: left, top, width, height as shares of its sides.
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
     later: Conversation = ()  # the turns that follow on prompt and target, with marks of the films that stand there
 
     @property

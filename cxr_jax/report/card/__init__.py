@@ -193,9 +193,12 @@ def _label_table(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _image_use(summary: Mapping[str, Any]) -> Iterator[str]:
     other_images = {name: row for name, row in summary.get("audit", {}).items() if name != "real"}
-    covered = summary.get("covered", {})
+    # Covers are read of some images alone, so their number stands with them.
     covered_images = {
-        name: row for name, row in covered.get("images", {}).items() if name != "real"
+        f"{name}{kind} (of {summary[part]['n']})": row
+        for part, kind in (("covered", ""), ("boxed", ", boxes"))
+        for name, row in summary.get(part, {}).get("images", {}).items()
+        if name != "real"
     }
     if not other_images and not covered_images:
         yield "It was not asked whether the answers depend on the image."
@@ -211,12 +214,7 @@ def _image_use(summary: Mapping[str, Any]) -> Iterator[str]:
         )
     )
     yield from ("", "| image | Jaccard lost | macro-F1 lost |", "|---|---|---|")
-    # Covers are read of some images alone, so their number stands with them.
-    rows = [
-        *other_images.items(),
-        *((f"{name} (of {covered['n']})", row) for name, row in covered_images.items()),
-    ]
-    for name, row in rows:
+    for name, row in (other_images | covered_images).items():
         drops_of_row = (row.get("drop_jaccard"), row.get("drop_macro_f1"))
         yield f"| {_text(name)} | {' | '.join(_number(drop, '+') for drop in drops_of_row)} |"
 

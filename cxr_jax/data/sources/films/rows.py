@@ -221,6 +221,8 @@ def _rows_of(
             group=film_id,
             former_group=film_id,
             patient=films.patients[index] if films.has_patients else None,
+            # Of what, is the set's own spelling: where is all that is asked of them.
+            boxes=() if films.boxes is None else tuple(box[1:] for box in films.boxes[index]),
             view=_VIEWS.get(films.views[index]),
             policy=label_policy,
             study=films.studies[index],
