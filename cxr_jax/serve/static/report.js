@@ -343,6 +343,7 @@ export class Report {
       box.lastText = box.value;
       box.readOnly = this.isSigned || !this.id;
       normal.disabled = box.readOnly;
+      normal.hidden = this.isSigned;
       fitHeight(box);
       const before = this.draft[key] ?? "";
       const isChanged = Boolean(this.id) && before !== box.value;

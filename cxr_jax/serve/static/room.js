@@ -30,7 +30,10 @@ class Room {
       film: () => this.filmSide.film,
       needsPassword: userName(session) !== "local",
       say,
-      signed: () => this.describe(),
+      signed: () => {
+        this.describe();
+        byId("signing").scrollIntoView({ block: "end" });
+      },
     });
     this.keys = new Keys((action, ...rest) => this.run(action, ...rest));
     byId("user").textContent = `${plain(userName(session), 64)} (${plain(session.role ?? "", 20)})`;

@@ -51,7 +51,7 @@ export class Signing {
     const changed = Object.entries(fields).filter(([key, text]) => text !== (report.draft[key] ?? "")).length;
     const flags = [...reading.flags.values()].reduce((sum, kinds) => sum + kinds.size, 0);
     const open = reading.contradictions.length;
-    return `${changed} fields edited, ${empty} empty, ${flags} flags, ${open} contradictions of the model. After it only addenda can be made.`;
+    return `Fields edited: ${changed}, empty: ${empty}. Flags: ${flags}. Contradictions of the model: ${open}. After the signature only addenda can be made.`;
   }
 
   disarm() {
