@@ -30,9 +30,11 @@ class Ask:
         probabilities: whether the 14 labels' probabilities after the first completion's trace are wanted, too.
     """
 
+    # ---- What is asked ----
     images: tuple[np.ndarray, ...] = ()
     messages: list[dict[str, Any]]
     settings: GenerationSettings = field(default_factory=GenerationSettings)
+    # ---- What the answer may be, and what is wanted beside it ----
     constraint: str | None = None
     stop: tuple[str, ...] = ()
     probabilities: bool = False
@@ -94,6 +96,7 @@ class Done:
     cached_tokens: int
 
 
+# Compared by who delivers: a client that has left is no failure.
 CANCELLED = "cancelled"
 
 
@@ -104,6 +107,7 @@ class Failed:
     message: str
 
 
+# Whoever adds a kind adds it to each listener, too: they look at the class.
 Event = Piece | Finished | Probabilities | Done | Failed
 
 Listener = Callable[[Event], None]
@@ -122,6 +126,7 @@ class QueueFullError(Exception):
 
     def __init__(self, waiting: int, retry_after_s: int) -> None:
         """Keep when to try again."""
+        # For people, too: some clients show the text alone.
         super().__init__(f"{waiting} requests wait already; try again in {retry_after_s} s")
         self.retry_after_s = retry_after_s
 

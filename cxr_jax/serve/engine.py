@@ -291,9 +291,16 @@ class Engine:
         self._drop_cancelled()
         # Prompts and probabilities share the time between two turns.
         until = time.monotonic() + _STALL_S
-        self._begin_rows(until)
-        self._weigh_answers(until)
-        self._turn()
+        try:
+            self._begin_rows(until)
+            self._weigh_answers(until)
+            self._turn()
+        except Exception as error:
+            # Whatever of it failed, no room can be trusted any more.
+            self._recover(error)
+            return
+        # Only failures one after the other are a reason to give up.
+        self._totals["failed_turns"] = 0
 
     def _drop_cancelled(self) -> None:
         with self._changed:
@@ -355,14 +362,10 @@ class Engine:
 
     def _turn(self) -> None:
         """Let all rows draw, and tell what they have drawn."""
-        try:
-            self._rooms.move_outgrown()
-            self._rooms.start_turn()
-            news = self._rooms.end_turn()
-        except Exception as error:
-            self._recover(error)
-            return
-        self._totals["failed_turns"] = 0
+        # Who has no slots left for this turn goes first, so that all others may draw.
+        self._rooms.move_outgrown()
+        self._rooms.start_turn()
+        news = self._rooms.end_turn()
         # A listener may have ended its ask, or another one, since the turn began.
         for row, token_ids, logprobs, has_stopped in news:
             job: Job = row.owner

@@ -191,6 +191,7 @@ class Rooms:
 
     def __post_init__(self) -> None:
         """Make both rooms, empty."""
+        # Empty ones are cheap, and made again after a failure.
         self.usual = _Room(self.machine, self.layout.usual)
         self.long = _Room(self.machine, (self.layout.long,))
 

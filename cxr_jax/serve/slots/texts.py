@@ -117,6 +117,7 @@ class RowText:
 
     def _held_back(self) -> int:
         """Count the letters at the end that a stop text may begin with."""
+        # As in `_cut`: what the template has opened cannot begin a stop text.
         written = self.text[len(self.opened) :]
         return max(
             (

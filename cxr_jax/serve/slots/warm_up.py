@@ -122,6 +122,7 @@ class _WarmUp:
 
     def moves(self) -> None:
         sizes = self.layout.usual
+        # Every move that `_Room` may make.
         for before, after in itertools.permutations(sizes, 2):
             # One step up at a time, and down to where the rows fit.
             is_next = after.rows > before.rows and sizes.index(after) == sizes.index(before) + 1
@@ -138,5 +139,6 @@ class _WarmUp:
         # From a row of any room: they are copied in the slots of the long one.
         entry, last = self.prepared.entry, self.computed[self.layout.prompt_buckets[0]].last
         prefix = Prefix(ComputedPrompt(None, last), int(entry.length), int(entry.start), 0, "")
+        # What it says does not matter: a trace of one token has the shapes of all.
         completion = Completion("", [0], [0.0], "length")
         probabilities_of(self.machine, prefix, self.row, completion, seed=0)
