@@ -130,6 +130,7 @@ def _server(path_text: str, name: str, server_keys: Any) -> Server:
     for key, value in server_keys.items():
         if not isinstance(value, kinds.get(key, str)):
             raise UserError(f"{place}: {key} is of another kind")
+    # The operator says so here, and nobody later.
     settings = {key: value for key, value in server_keys.items() if key != "allow_plain"}
     server = Server(name=name, **{"url": "", **settings})
     address = _split(server, place)
@@ -251,6 +252,7 @@ class Client:
             b"--%s\r\nContent-Type: application/dicom\r\n\r\n%s\r\n" % (boundary.encode(), data)
             for data in instances
         )
+        # The whole batch in one request: an archive then has all of it or says what it lacks.
         headers = {
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
             "Accept": "application/dicom+json",
@@ -381,6 +383,7 @@ def _shut(peer_socket: socket.socket) -> None:
 def _check_filters(filters: Mapping[str, str]) -> None:
     if not filters:
         raise UserError(f"a search needs one of: {', '.join(FILTERS)}")
+    # Names and values both: they become part of an address.
     for name, value in filters.items():
         if name not in FILTERS:
             raise UserError(f"a search may ask for: {', '.join(FILTERS)}")
@@ -397,6 +400,7 @@ def _check_uids(*uids: str) -> None:
 
 def _pick(answer_item: Any, element_tags: Mapping[str, str]) -> dict[str, Any]:
     """The attributes of an answer that are asked for, each as text; ModalitiesInStudy as a list."""
+    # A server may leave out, or send, anything: what is not as expected is empty.
     found: dict[str, Any] = {}
     for keyword, element_tag in element_tags.items():
         element = answer_item.get(element_tag, {}) if isinstance(answer_item, dict) else {}

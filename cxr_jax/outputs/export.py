@@ -73,6 +73,7 @@ def export(
 
 def time_of(reading: Mapping[str, Any], drafted: str) -> str:
     """Give the time of a document's last change: of its last addendum, its signature, or of the draft."""
+    # An addendum makes another file: it needs another time.
     if reading["addenda"]:
         return reading["addenda"][-1]["at"]
     return drafted if reading["signed"] is None else reading["signed"]["at"]
@@ -83,6 +84,7 @@ def _sources(films: Sequence[FilmFile]) -> list[Source]:
 
 
 def _json(reading: Mapping[str, Any], films: Sequence[FilmFile], settings: ExportSettings) -> bytes:
+    # What is handed out is what the schema says, whoever has kept it.
     documents.check(reading)
     return documents.to_bytes(reading)
 
