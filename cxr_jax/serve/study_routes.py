@@ -19,6 +19,7 @@ from fastapi import APIRouter, Body, Depends, Request, Response
 from cxr_jax.errors import UserError
 from cxr_jax.serve import auth
 from cxr_jax.serve.refusals import RefusedError, error_body
+from cxr_jax.serve.room import pages
 from cxr_jax.serve.state import ServerState
 from cxr_jax.store.records.users import User
 from cxr_jax.study.folder import StudyFolder
@@ -76,6 +77,12 @@ def router(state: ServerState) -> APIRouter:
             body = error_body(RefusedError(error.status, str(error)), is_openai=False)
             body["error"] |= error.facts
             return padded(body, error.status)
+
+    @routes.get("/study", include_in_schema=False)
+    def page() -> Response:
+        """Give the page; what it shows it asks for by the routes below."""
+        served()
+        return pages.page("study.html")
 
     _add_reader_routes(routes, served, answer)
     _add_answer_routes(routes, served, answer)

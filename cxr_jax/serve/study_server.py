@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
+from starlette.responses import RedirectResponse
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.errors import exit_code
@@ -50,7 +51,13 @@ def create_study_app(state: ServerState) -> FastAPI:
     """Make the application: log-in, pages and the study, behind the room's guards."""
     application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     application.state.server = state
+
     # No room and no API: nothing here could read a film by a model.
+    @application.get("/", include_in_schema=False)
+    def front() -> Response:
+        """Lead to the study: this server has no room."""
+        return RedirectResponse("/study")
+
     for module in (auth, pages, study_routes):
         application.include_router(module.router(state))
 

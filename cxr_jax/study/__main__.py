@@ -99,7 +99,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     from cxr_jax.study.simulate import simulate
 
     effects = Path(arguments.effects) if arguments.effects else None
-    print_lines(simulate(_path(arguments), effects, arguments.threads))
+    print_lines(simulate(_path(arguments), effects, arguments.threads, arguments.kills))
     return 0
 
 
@@ -180,6 +180,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--reason", default="")
     parser.add_argument("--effects", help="E.json: what simulated readers are like")
     parser.add_argument("--threads", type=int, default=6)
+    parser.add_argument("--kills", type=int, default=0, help="kill the server so often on the way")
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--format", choices=("csv", "imrmc", "mrmcaov", "r"), default="csv")
     parser.add_argument("--out")
