@@ -75,13 +75,7 @@ class CoverAudit:
 
     def joined(self) -> tuple[np.ndarray, dict[str, Answers]]:
         """Give the places that were read, int [n], and the answers by name."""
-        return np.array(self.places, int), {
-            name: Answers(
-                np.concatenate([np.asarray(part.labels) for part in parts]),
-                np.concatenate([np.asarray(part.valid) for part in parts]),
-            )
-            for name, parts in self.answers.items()
-        }
+        return _join(self.places, self.answers)
 
 
 class BoxAudit:
@@ -132,7 +126,22 @@ class BoxAudit:
             readings = self.reader.read(self.params, covered, texts)
             self.answers.setdefault(name, []).append(Answers(readings.answer, readings.valid))
 
-    joined = CoverAudit.joined
+    def joined(self) -> tuple[np.ndarray, dict[str, Answers]]:
+        """Give the places that were read, int [n], and the answers by name."""
+        return _join(self.places, self.answers)
+
+
+def _join(
+    places: list[int], answers: dict[str, list[Answers]]
+) -> tuple[np.ndarray, dict[str, Answers]]:
+    # Parts were read in the order of the set, so places and answers go side by side.
+    return np.array(places, int), {
+        name: Answers(
+            np.concatenate([np.asarray(part.labels) for part in parts]),
+            np.concatenate([np.asarray(part.valid) for part in parts]),
+        )
+        for name, parts in answers.items()
+    }
 
 
 def cover_films(

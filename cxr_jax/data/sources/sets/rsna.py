@@ -1,6 +1,6 @@
 """RSNA Pneumonia Detection Challenge 2018: stage_2_train_labels.csv, a row a box, stage_2_detailed_class_info.csv.
 
-Films are NIH's under other names, as DICOM; the view stands in their headers alone. patientId names a film, so the set
+Films are NIH's under other names, as DICOM; the view is read from their headers. patientId names a film, so the set
 has no patients. Only Lung Opacity is annotated; a film of class Normal has none of the findings. What the challenge
 calls pneumonia is an opacity: Pneumonia stays blank.
 """
@@ -12,12 +12,14 @@ import numpy as np
 
 from cxr_jax.data.sources import maps
 from cxr_jax.data.sources.films import Box, Films, as_texts, no_states
+from cxr_jax.data.sources.films.header_views import find_files, read_views
 from cxr_jax.data.sources.films.tables import Columns, find_table, find_tables
 from cxr_jax.data.sources.table import column_key, is_blank
 from cxr_jax.labels.taxonomy import INDEX, NEGATIVE, PATHOLOGY, POSITIVE
 
 TABLES, CLASSES = ("stage_2_train_labels*.csv",), ("stage_2_detailed_class_info*.csv",)
 _FOLDERS = ("", "rsna*", "RSNA*")
+IMAGES = "stage_2_train_images"
 _NORMAL, _OPACITY = "normal", "lungopacity"
 _SIDE = 1024  # pixels of the published films
 _BOX = ("x", "y", "width", "height")
@@ -44,7 +46,8 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     films = list(target_of)
     # ---- What those without an opacity are ----
     found = find_tables(data_root, CLASSES, _FOLDERS)[:1] if data_root.is_dir() else []
-    notes = ["the views stand in the DICOM headers alone (config.data.views=any)"]
+    views, note = read_views(find_files(data_root, _FOLDERS, IMAGES, films))
+    notes = [note]
     if not found:
         notes.append("no table of classes is there: No Finding is unknown where Target is 0")
     label_map = maps.load_map("rsna")
@@ -53,10 +56,10 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         name="rsna",
         root=data_root,
         ids=as_texts(films),
-        images=as_texts([f"stage_2_train_images/{film}.dcm" for film in films]),
+        images=as_texts([f"{IMAGES}/{film}.dcm" for film in films]),
         patients=as_texts(films),
         studies=as_texts(films),
-        views=as_texts(["UNKNOWN"] * len(films)),
+        views=as_texts(views),
         splits=as_texts([""] * len(films)),
         states=np.array([_states_of(target_of[film], class_of.get(film)) for film in films]),
         boxes=as_texts([tuple(boxes.get(film, ())) for film in films]),

@@ -10,6 +10,7 @@ import numpy as np
 
 from cxr_jax.data.sources import maps
 from cxr_jax.data.sources.films import Films, as_texts, no_states
+from cxr_jax.data.sources.films.header_views import read_views
 from cxr_jax.data.sources.films.tables import Columns, find_table, folder_of
 from cxr_jax.labels.taxonomy import INDEX, NEGATIVE, POSITIVE
 
@@ -38,7 +39,9 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     # Nothing but pneumothorax was looked for.
     states = no_states(len(films))
     states[:, INDEX["Pneumothorax"]] = np.where(list(has_mask.values()), POSITIVE, NEGATIVE)
-    paths = _find_files(folder_of(data_root))
+    root = folder_of(data_root)
+    paths = _find_files(root)
+    views, note = read_views([root / paths[film] if film in paths else None for film in films])
     return Films(
         name="siim",
         root=data_root,
@@ -46,7 +49,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         images=as_texts([paths.get(film, f"{IMAGES}/{film}.dcm") for film in films]),
         patients=as_texts(films),
         studies=as_texts(films),
-        views=as_texts(["UNKNOWN"] * len(films)),
+        views=as_texts(views),
         splits=as_texts([""] * len(films)),
         states=states,
         tables=(table,),
@@ -56,7 +59,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         has_patients=False,
         image_folders=("siim*", "SIIM*"),
         suffixes=(".png", ".jpg"),
-        notes=("the views stand in the DICOM headers alone (config.data.views=any)",),
+        notes=(note,),
     )
 
 
