@@ -63,6 +63,7 @@ def image_of(study: dict[str, Any], image_root: Path) -> Path:
     Raises:
         UserError: if it names none, or one outside the root.
     """
+    # The image that ReXrank calls the key one goes first, then those of the list.
     listed = study.get("image_path")
     candidates = [study.get("key_image_path"), *(listed if isinstance(listed, list) else [listed])]
     # What is missing is NaN, which is no text.
@@ -81,6 +82,7 @@ def as_report(completion: str) -> str:
     answer = split_answer(completion)
     labels = answer.labels if answer else []
     impression = f"{', '.join(labels)}." if labels else _NOTHING_NAMED
+    # In one line: scorers split texts at line ends.
     findings = " ".join(reasoning_of(completion).split())
     return f"Findings: {findings} Impression: {impression}"
 
@@ -121,8 +123,10 @@ def predict_studies(
     studies = read_studies(source)
     if target.exists() and target.samefile(source):
         raise UserError(f"--save_json_file={target}: is the input, which is never written over")
+    # What an earlier call has predicted is kept: a night's work is not thrown away by a stop.
     before = read_studies(target) if target.exists() else {}
     read = read or _reader(arguments)
+    # In the order of the input, so that two files can be compared line by line.
     failed, unsaved = 0, 0
     for name, study in studies.items():
         earlier = before.get(name, {}).get(_PREDICTION)
@@ -136,6 +140,7 @@ def predict_studies(
             study[_PREDICTION] = ""
             failed += 1
             print(f"error: {shown(name)}: {printable(error)}", file=sys.stderr, flush=True)
+        # Whole files now and then, so that a kill costs few studies.
         unsaved += 1
         if unsaved >= arguments.save_every:
             _write(target, studies)

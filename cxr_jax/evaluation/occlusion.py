@@ -114,9 +114,11 @@ class BoxAudit:
         if not masks:
             return
         rows, boxes = np.array(list(masks)), list(masks.values())
+        # Noise of its own for each place of the set, as for phantoms.
         seeds = places[rows].tolist()
         self.places += seeds
         films, texts = pick(images_of(batch), rows), [self.texts[place] for place in seeds]
+        # A heart's box covers most of its own mirror image: what is left of it is little, and says little.
         mirrored = [mask[:, ::-1] & ~mask for mask in boxes]
         shown = {
             f"covered {dose:g}": cover_films(films, boxes, boxes, dose, seeds) for dose in DOSES

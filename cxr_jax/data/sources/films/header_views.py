@@ -24,6 +24,7 @@ def find_files(
         image_folder: its name.
         films: names of films, without a suffix.
     """
+    # A root that is the table's file stands for its folder.
     root = folder_of(data_root)
     bases = [
         root,
@@ -52,6 +53,7 @@ def read_views(files: Sequence[Path | None]) -> tuple[list[str], str]:
         return [UNKNOWN] * len(files), (
             "the views stand in the DICOM headers alone (config.data.views=any)"
         )
+    # In the order of the films, whichever header comes first.
     with ThreadPoolExecutor(_THREADS) as pool:
         header_views = list(pool.map(_read_view, files))
     known_count = sum(view != UNKNOWN for view in header_views)
