@@ -27,6 +27,7 @@ from typing import NoReturn
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.errors import UserError, exit_code, print_lines
 
+# Where launch/serve.sh keeps it, too.
 DEFAULT_STORE = "runs/room"
 
 # ---- Flags -----------------------------------------------------------------------------------------------------------
@@ -85,11 +86,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"store: the package {error.name} is not installed (pip install 'cxr_jax[serve]')"
         ) from None
+    # A folder, or a URL that may hold a password: it is in no message of ours.
     place = str(arguments.store)
     makes_one = arguments.subject in ("users", "keys") and arguments.action == "add"
     # A misspelt name must not make an empty store, which would then be found to be in order.
     if "://" not in place and not makes_one and not (Path(place) / "room.db").is_file():
         raise UserError(f"--store={place}: there is no store (no room.db in it)")
+    # A copy of what is being written would be of no moment; files that are erased may be being read.
     is_alone = arguments.subject in ("backup", "erase")
     store = open_store(place, exclusive=is_alone, announce=_say_nothing)
     with contextlib.closing(store):
@@ -137,6 +140,7 @@ def _users(store, arguments: argparse.Namespace) -> int:  # noqa: ANN001  the cl
 
 def _keys(store, arguments: argparse.Namespace) -> int:  # noqa: ANN001  the class is imported late
     if arguments.action == "add":
+        # Blanks between commas are nobody's scope.
         scopes = [scope for scope in arguments.scopes.split(",") if scope]
         # The key alone on stdout, so that a script can take it; what it is goes to stderr.
         print_lines([store.api_keys.add(arguments.name, scopes)])
@@ -159,6 +163,7 @@ def _keys(store, arguments: argparse.Namespace) -> int:  # noqa: ANN001  the cla
 def _verify(store, head_texts: Sequence[str]) -> int:  # noqa: ANN001  the class is imported late
     from cxr_jax.store import parse_head
 
+    # Read before anything else: a mistyped head is no damage.
     heads = [parse_head(text) for text in head_texts]
     problems = store.verify(heads, files=True)
     if problems:
@@ -174,6 +179,7 @@ def read_password() -> str:
     Raises:
         UserError: if the two differ, or there is none.
     """
+    # From a pipe, so that scripts can add users; never from a flag, which others see in `ps`.
     if not sys.stdin.isatty():
         password = sys.stdin.readline().rstrip("\r\n")
     else:

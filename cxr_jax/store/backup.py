@@ -23,8 +23,10 @@ def back_up(store: Store, target: Path) -> str:
         raise UserError(
             "backup: a database of PostgreSQL is copied by pg_dump, and the folder of films with it"
         )
+    # Never over an older copy: that may be the last good one.
     if target.exists():
         raise UserError(f"{target}: is there already; a backup gets a folder of its own")
+    # Beside it, so that the rename at the end is on one disk.
     partial = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -35,6 +37,7 @@ def back_up(store: Store, target: Path) -> str:
         try:
             source.backup(copy)
         finally:
+            # Also after a failure, or the copy stays open.
             source.close()
             copy.close()
         (partial / DATABASE).chmod(0o600)

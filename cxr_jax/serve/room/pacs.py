@@ -28,12 +28,15 @@ from cxr_jax.serve.room.images import shelf_of
 from cxr_jax.serve.state import ServerState
 from cxr_jax.store.records.users import User
 
+# In the store's folder, which only its owner can write: no request can change it.
 FILE_NAME = "pacs.toml"
+# Looked for by name, since it comes with an extra.
 _CLIENT_MODULE = "cxr_jax.outputs.dicomweb"
 _READER = Depends(auth.reader)
 _UID = r"^[0-9.]{1,64}$"
 # What can be sent: everything that is a DICOM file.
 _SENDABLE = ("sr.dcm", "sc.dcm")
+# As many as there are attributes to search by.
 _MOST_FILTERS = 5
 
 
@@ -42,6 +45,7 @@ class Wanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    # All three: a series or a study could be gigabytes.
     study: str = Field(pattern=_UID)
     series: str = Field(pattern=_UID)
     instance: str = Field(pattern=_UID)
@@ -60,6 +64,7 @@ class _Peers:
     """The servers of the operator's file, by name."""
 
     def __init__(self, state: ServerState) -> None:
+        # Read once: a server that changes under a running room would be a surprise.
         path = state.store.folder / FILE_NAME
         self._clients: dict[str, Any] = {}
         # Without the file there are none, and without the extra none can be talked to.
@@ -78,6 +83,7 @@ class _Peers:
 
     def ask(self, name: str, question: Callable[[Any], Any]) -> Any:
         """Put a question to a server's client; 404 for a name that is none, 503 for a server that fails."""
+        # A name and nothing else reaches the operator's addresses.
         client = self._clients.get(name)
         if client is None:
             raise RefusedError(404, "no server of that name in the operator's file")
@@ -101,7 +107,8 @@ def router(state: ServerState) -> APIRouter:
         return routes
     peers = _Peers(state)
     _add_searches(routes, peers)
-    _add_transfers(routes, state, peers)
+    _add_fetching(routes, state, peers)
+    _add_sending(routes, state, peers)
     return routes
 
 
@@ -114,6 +121,7 @@ def _add_searches(routes: APIRouter, peers: _Peers) -> None:
     @routes.get("/room/pacs/{server}/studies")
     def studies(request: Request, server: str, current_user: User = _READER) -> dict[str, Any]:
         """Find studies; the client's filters are checked by name and by form."""
+        # The client of the server checks names and values; here only how many there are.
         filters = dict(request.query_params)
         if len(filters) > _MOST_FILTERS or len(request.query_params.multi_items()) > len(filters):
             raise RefusedError(400, "each filter once")
@@ -136,7 +144,7 @@ def _search(filters: dict[str, str]) -> Callable[[Any], Any]:
     return question
 
 
-def _add_transfers(routes: APIRouter, state: ServerState, peers: _Peers) -> None:
+def _add_fetching(routes: APIRouter, state: ServerState, peers: _Peers) -> None:
     @routes.post("/room/pacs/{server}/pull", status_code=201)
     def pull(server: str, body: Wanted, current_user: User = _READER) -> dict[str, Any]:
         """Fetch a film and put it on the shelf, like an upload."""
@@ -144,6 +152,7 @@ def _add_transfers(routes: APIRouter, state: ServerState, peers: _Peers) -> None
         def question(client: Any) -> Any:
             return client.retrieve(body.study, body.series, body.instance)
 
+        # Limited in size and time by the client.
         content = peers.ask(server, question)
         # The same guarded reader as of uploads: a server may be as hostile as a browser.
         try:
@@ -155,11 +164,14 @@ def _add_transfers(routes: APIRouter, state: ServerState, peers: _Peers) -> None
         state.store.append("pacs.pulled", event, **current_user.actor.as_arguments())
         return film
 
+
+def _add_sending(routes: APIRouter, state: ServerState, peers: _Peers) -> None:
     @routes.post("/room/pacs/{server}/push")
     def push(
         request: Request, server: str, body: Sending, current_user: User = _READER
     ) -> dict[str, Any]:
         """Send a signed report."""
+        # One's own, like everywhere.
         newest_row = state.store.reports.get(body.report)
         if newest_row is None or newest_row["user"] != current_user.id:
             raise RefusedError(404, "no such report", "report")
@@ -170,6 +182,7 @@ def _add_transfers(routes: APIRouter, state: ServerState, peers: _Peers) -> None
             )
         if not set(body.kinds) <= set(_SENDABLE):
             raise RefusedError(400, f"kinds are {', '.join(_SENDABLE)}", "kinds")
+        # One head for all files of one sending.
         head = state.store.head()
         contents = [
             exports.make_export(state, body.report, kind, head)

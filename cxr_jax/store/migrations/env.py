@@ -10,5 +10,6 @@ context.configure(
     # SQLite alters a table by copying it.
     render_as_batch=True,
 )
+# Inside the transaction of whoever opens the store: half a migration is none.
 with context.begin_transaction():
     context.run_migrations()
