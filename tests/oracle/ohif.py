@@ -2,7 +2,7 @@
 
 Too large for the suite (204 MB), so it is run by hand. FOLDER is as for orthanc_session.py, DIST the package's `dist`.
 The film goes there without VOI LUT Function (0028,1056), which the current Cornerstone3D cannot read (its issue 2844).
-Writes FOLDER/ohif.png, for eyes, and prints what the list of series says.
+Writes FOLDER/ohif.png, ohif_capture.png and ohif_sr.png, for eyes, and prints what the list of series says.
 """
 
 import base64
@@ -82,6 +82,14 @@ def look(study_uid: str, folder: Path) -> dict:
         page.wait_for_function("document.body.innerText.split('SR').length >= 3", timeout=180_000)
         page.wait_for_timeout(15_000)
         page.screenshot(path=str(folder / "ohif.png"))
+        # Its tour and its notice lie over the lists.
+        for button in ("Skip all", "Confirm and hide"):
+            page.get_by_text(button).click(timeout=20_000)
+        # The capture, then the SR, as a reader opens them.
+        for name, place in (("capture", "OT"), ("sr", "SR")):
+            page.get_by_text(place, exact=True).first.dblclick(timeout=20_000)
+            page.wait_for_timeout(10_000)
+            page.screenshot(path=str(folder / f"ohif_{name}.png"))
         text = page.inner_text("body")
         browser.close()
     return {"text": text.split("\n"), "complaints": complaints}
