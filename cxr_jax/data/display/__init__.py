@@ -116,6 +116,7 @@ def _describe_dicom(opened: Any, image: Image) -> Display:
     )
     # Asked once more with a meta of its own: its remark stands in the image's already.
     is_inverted = dicom_pixels.is_inverted(dataset, opened.metadata | {"warnings": []})
+    # Of the file, before pixels that are not square are made so.
     rows, columns = values.shape
     shown_rows, shown_columns = image.pixels.shape
     return Display(

@@ -166,6 +166,7 @@ class Films:
 def describe(digest: str, film: Display) -> dict[str, Any]:
     """Describe a film in JSON: what it is, its gate, its windows, and how levels become values."""
     metadata = film.image.meta
+    # Numbers, known words and our own sentences: nothing else of a header leaves here.
     rows, columns = film.levels.shape
     return {
         "sha256": digest,
@@ -211,6 +212,7 @@ def judge(film: Display) -> dict[str, Any]:
 
 def _range_of_levels(film: Display) -> list[int]:
     """The least and the largest level of a pixel that is none of padding: a viewer's tables span them."""
+    # Tables of all 65,536 levels would cost a drag its speed.
     levels = film.levels
     if film.padding is not None:
         levels = levels[levels != film.padding]

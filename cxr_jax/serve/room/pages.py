@@ -85,10 +85,12 @@ def router(state: ServerState) -> APIRouter:
             return RedirectResponse("/login", 303)
         return page("room.html")
 
+    # The same for everybody: whether a name exists is said by no page.
     @routes.get("/login", include_in_schema=False)
     def login() -> Response:
         return page("login.html")
 
+    # Once, when a page is opened: what it says does not change while a server runs.
     @routes.get("/room/about")
     def about() -> dict[str, Any]:
         return describe_room(state)

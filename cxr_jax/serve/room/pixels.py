@@ -59,6 +59,7 @@ def _levels_of(model: Any, pixels: np.ndarray) -> np.ndarray:
     # An array is not judged by the gate, and prepared on the host: no other thread computes with JAX.
     patches, grid = model.prepare(pixels)
     # Channel and frame come first in a patch, and all of them are the same gray.
+    # Undone in float and rounded, so each level comes back as it was.
     gray = np.asarray(patches)[:, : processor.patch_size**2]
     levels = np.rint((gray * processor.std[0] + processor.mean[0]) * 255)
     return processor.join(np.clip(levels, 0, 255).astype(np.uint8), grid[2])
