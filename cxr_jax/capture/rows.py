@@ -145,12 +145,12 @@ def _published(
 
 def provenance_of(capture: Capture, pseudonym: str, contradictions: int) -> dict[str, Any]:
     """Say where a row is from: which thought and versions, what heard it, what was corrected, who agreed to what."""
-    # Over all versions: what a reader changes and changes back was corrected twice.
-    operations = [
-        operation for version in capture.versions for operation in version.operations or ()
-    ]
-    counts = collections.Counter(operation["op"] for operation in operations)
+    # Over all versions: what a reader changes and changes back was corrected twice. What was typed first corrects
+    # nothing.
     heard = capture.words
+    corrected = capture.versions if heard else capture.versions[1:]
+    operations = [operation for version in corrected for operation in version.operations or ()]
+    counts = collections.Counter(operation["op"] for operation in operations)
     return {
         "kind": "thought capture",
         "capture": capture.id,

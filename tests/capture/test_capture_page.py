@@ -150,6 +150,18 @@ def test_a_voice_becomes_a_row(chromium, store, script, tmp_path):
     )
 
 
+def test_the_room_leads_here_with_its_film(chromium, store, tmp_path):
+    (tmp_path / "film.png").write_bytes(png_of(draw_film(320, 300)))
+    with served(store) as url, browser.page_of(chromium, url) as page:
+        page.wait_for_selector("html[data-ready=yes]")
+        browser.upload(page, tmp_path / "film.png")
+        expect(page.locator("#no-film")).to_be_hidden()
+        page.focus("#capture-link")
+        expect(page.locator("#capture-link")).to_have_attribute(
+            "href", re.compile("^/capture[?]image=[0-9a-f]{64}$")
+        )
+
+
 def test_typing_alone_by_the_keyboard(chromium, store, tmp_path):
     chips.read_text("Warm.")
     with served(store) as url, browser.page_of(chromium, url, path="/capture", width=1024) as page:

@@ -52,6 +52,8 @@ def test_the_reader_has_the_last_word(store, think):
     think(REPORT, labels={"Fracture": {"state": "absent"}})
     [row] = export(store, ExportOptions()).rows
     assert row["labels"]["Fracture"] == 0
+    # Typed, so nothing of it was corrected.
+    assert row["cxr_jax"]["provenance"]["corrected_words"] == 0
 
 
 def test_rows_that_contradict_themselves_are_refused(store, think):
