@@ -120,9 +120,19 @@ class Client:
 
     def log_in(self, handle: str, password: str) -> None:
         """Begin a session."""
-        status, headers, request_body = self._exchange(
-            "POST", "/login", {"handle": handle, "password": password}
-        )
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                status, headers, request_body = self._exchange(
+                    "POST", "/login", {"handle": handle, "password": password}
+                )
+                break
+            except (OSError, http.client.HTTPException):
+                # Killed on the way: whoever logs in tries again, too.
+                self.close()
+                if time.monotonic() > until:
+                    raise RunFailedError("simulate: the server does not come back") from None
+                time.sleep(0.1)
         if status != 200:
             raise RunFailedError(f"simulate: the log-in was refused with {status}")
         # As a browser: the cookie by itself, the token by the page.
