@@ -151,10 +151,6 @@ def test_start_answer_and_stop(tmp_path):
         assert rest[-1] == "data: [DONE]" and "error" in json.loads(rest[-2][6:])
         assert process.wait(30) == 0 and lines[-1] == "stopped\n"
         assert process.stderr.read().count("Traceback") == 0
-        # What was compiled is kept.
-        assert any((tmp_path / "cxr_jax" / "xla").iterdir()) or os.environ.get(
-            "JAX_COMPILATION_CACHE_DIR"
-        )
     finally:
         process.kill()
         process.wait()
