@@ -1,36 +1,39 @@
 """The web application: all routers of the reading room, one set of guards, one form of errors."""
 
-import importlib
-import importlib.util
 import logging
-from collections.abc import Iterator
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from cxr_jax.errors import UserError, printable
+from cxr_jax.serve import auth, capture_routes, study_routes
 from cxr_jax.serve.limits import BodyGuard
 from cxr_jax.serve.metrics import RequestMeter
+from cxr_jax.serve.openai import routes
 from cxr_jax.serve.refusals import RefusedError, error_response
+from cxr_jax.serve.room import images, pacs, pages, pixels, readings, reports
 from cxr_jax.serve.security import SecurityGuard
 from cxr_jax.serve.state import ServerState
 
 _LOG = logging.getLogger(__name__)
 
-# Each has `router(state) -> APIRouter`.
-_ROUTER_MODULES = (
-    "cxr_jax.serve.openai.routes",
-    "cxr_jax.serve.auth",
-    "cxr_jax.serve.room.images",
-    "cxr_jax.serve.room.pixels",
-    "cxr_jax.serve.room.pages",
-    "cxr_jax.serve.room.readings",
-    "cxr_jax.serve.room.reports",
-    "cxr_jax.serve.room.pacs",
-    "cxr_jax.serve.capture_routes",
-    "cxr_jax.serve.study_routes",
+# Each has `router(state) -> APIRouter`. By imports, so that one that fails does not go unnoticed.
+_ROUTERS = (
+    # ---- For programs, and for operators ----
+    routes,
+    # ---- For readers ----
+    auth,
+    images,
+    pixels,
+    pages,
+    readings,
+    reports,
+    pacs,
+    # ---- Beside the room ----
+    capture_routes,
+    study_routes,
 )
 
 
@@ -44,26 +47,15 @@ def create_app(state: ServerState) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # For dependencies that see the request alone, such as who is asking.
     app.state.server = state
-    for router in _routers(state):
-        app.include_router(router)
+    # No two of them have a path in common, so their order is of no account.
+    for module in _ROUTERS:
+        app.include_router(module.router(state))
     add_error_handlers(app)
     # The last one added stands outermost: foreign hosts are refused before a body is looked at.
     app.add_middleware(BodyGuard, limits=state.settings.limits)
     app.add_middleware(SecurityGuard, settings=state.settings)
     app.add_middleware(RequestMeter, metrics=state.metrics)
     return app
-
-
-def _routers(state: ServerState) -> Iterator[APIRouter]:
-    for module_name in _ROUTER_MODULES:
-        # Of a folder that is not there `find_spec` would raise, so the folder is asked for first.
-        is_there = all(
-            importlib.util.find_spec(name) for name in (module_name.rpartition(".")[0], module_name)
-        )
-        if is_there:
-            module = importlib.import_module(module_name)
-            if hasattr(module, "router"):
-                yield module.router(state)
 
 
 # ---- Errors ----------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ def bind(host: str, port: int) -> socket.socket:
 def url_of(settings: ServerSettings, listener: socket.socket) -> str:
     """The address that a browser on this machine opens."""
     port = listener.getsockname()[1]
+    # In a URL the colons of an address are those of a port, but for brackets.
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     # "Any address" is none that can be opened.
     if settings.host in ("0.0.0.0", "::"):
@@ -114,6 +115,7 @@ def open_state(settings: ServerSettings) -> ServerState:
 
     # Before the model, which takes longer: a store that another server has is told at once.
     store = None if settings.store is None else open_store(settings.store)
+    # From here on somebody must close it: the caller, or this function if it fails.
     try:
         if remark := check_start(settings, store):
             print(remark, flush=True)
@@ -274,6 +276,7 @@ def _serve(state: ServerState, listener: socket.socket) -> int:
         finally:
             watcher.cancel()
 
+    # Returns when a signal has come and all connections are closed.
     asyncio.run(run())
     if state.engine.failure is not None:
         raise RunFailedError(f"the engine: {state.engine.failure}")

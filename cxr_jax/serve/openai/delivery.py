@@ -99,6 +99,7 @@ class Delivery(Response):
 
 
 async def _until_gone(receive: Receive) -> None:
+    # A client may send more than it said; only its leaving counts.
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -84,6 +84,7 @@ class KeyRing:
                 raise RefusedError(403, f"this key is not for {scope}", code="insufficient_scope")
             return known
         # Those of the store, whose refusals are events of its chain.
+        # With a file of keys it alone counts: an operator who gives one expects no others.
         if auth is not None and not self.keys:
             key = auth.key(request, scope)
             return Caller(LOCAL, SCOPES) if key is None else Caller(key.name, tuple(key.scopes))
