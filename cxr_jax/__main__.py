@@ -23,9 +23,6 @@ COMMANDS = {
         "cxr_jax.main", "main", "run SFT, RL or an evaluation: --config=rl --workdir=DIR"
     ),
     "predict": Command("cxr_jax.predict", "main", "read chest radiographs: PNG, JPEG, DICOM"),
-    "store": Command(
-        "cxr_jax.store.__main__", "main", "users, keys, checks and backups of the room"
-    ),
     "label": Command(
         "cxr_jax.label", "command", "label free-text reports with the 14 CheXpert labels"
     ),
@@ -34,16 +31,25 @@ COMMANDS = {
     ),
     "convert": Command("cxr_jax.convert", "command", "Hugging Face folder <-> our checkpoint"),
     "plan": Command("cxr_jax.plan", "main", "what a run needs on N devices that need not exist"),
-    "serve": Command(
-        "cxr_jax.serve.__main__",
-        "main",
-        "the reading room: page for readers, OpenAI-compatible API",
-    ),
     "report": Command("cxr_jax.report.__main__", "main", "draw a run's report.html again"),
     "compare": Command(
         "cxr_jax.evaluation.paired", "main", "two evaluated runs on the same films: differences"
     ),
     "card": Command("cxr_jax.card", "main", "the evaluation section of a model card"),
+    "serve": Command(
+        "cxr_jax.serve.__main__",
+        "main",
+        "the reading room: page for readers, OpenAI-compatible API",
+    ),
+    "store": Command(
+        "cxr_jax.store.__main__", "main", "users, keys, checks and backups of the room"
+    ),
+    "capture": Command(
+        "cxr_jax.capture.__main__", "main", "corrected thoughts of readers -> rows to train on"
+    ),
+    "study": Command(
+        "cxr_jax.study.__main__", "main", "a reader study, from the protocol to the report"
+    ),
     "sources": Command(
         "cxr_jax.data.sources.__main__", "main", "a data set in its own layout: what it holds"
     ),
@@ -55,12 +61,6 @@ COMMANDS = {
     ),
     "shards": Command(
         "cxr_jax.data.shards.__main__", "main", "films -> ArrayRecord shards, a tfds folder as well"
-    ),
-    "capture": Command(
-        "cxr_jax.capture.__main__", "main", "corrected thoughts of readers -> rows to train on"
-    ),
-    "study": Command(
-        "cxr_jax.study.__main__", "main", "a reader study, from the protocol to the report"
     ),
     "agreement": Command(
         "cxr_jax.evaluation.label_agreement", "main", "our labels of reports against gold labels"
