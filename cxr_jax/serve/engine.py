@@ -362,12 +362,10 @@ class Engine:
 
     def _turn(self) -> None:
         """Let all rows draw, and tell what they have drawn."""
-        # Who has no slots left for this turn goes first, so that all others may draw.
-        self._rooms.move_outgrown()
         self._rooms.start_turn()
-        news = self._rooms.end_turn()
-        # A listener may have ended its ask, or another one, since the turn began.
-        for row, token_ids, logprobs, has_stopped in news:
+        # Room by room: what the first has drawn is told while the others still draw.
+        for row, token_ids, logprobs, has_stopped in self._rooms.end_turn():
+            # A listener may have ended its ask, or another one, since the turn began.
             job: Job = row.owner
             if job.is_over:
                 continue

@@ -1,8 +1,8 @@
 """How many completions decode side by side, and how long each may be: sizes that are fixed before the first request.
 
-Every size is a program of its own, compiled before the server is ready. So there are few: a room for usual requests,
-of as many rows as the load asks for, and one of few rows for long prompts and long answers. A row of the usual room
-that outgrows it moves to the other.
+Every size is a program of its own, compiled before the server is ready. So there are few: rooms for usual requests, of
+as many rows as `Model.generate` decodes together, so that not a bit of a completion differs from it, and one room for
+long prompts and long answers, to which a completion moves that outgrows its own.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
-
 from cxr_jax.errors import UserError
 from cxr_jax.inference.generation import bucket
 from cxr_jax.inference.requests import ReadyModel
@@ -21,9 +19,8 @@ from cxr_jax.models.network.config import Config
 
 # Most bytes that the keys of all rows may take, where nobody says how many rows there are.
 _KEYS_AT_MOST = 2**31
-# Rows of the three sizes of the usual room on a CPU, where an idle row costs time; and of the room of long ones. On the
-# phantom a turn takes 20, 31 and 82 ms with 8, 24 and 64 rows, so one size for all loads would cost a lone reader much.
-_ROWS_ON_CPU, _LONG_ROWS = (8, 24, 64), 8
+# Completions at once, where nobody says how many and there is room for them.
+_SLOTS = 64
 # Tokens of the words around one image: the frame of the chat template, and a question of a line or two.
 _WORDS = 96
 # Tokens of a usual answer: phantom traces have 80 to 160, those of the 3B up to 500.
@@ -47,13 +44,15 @@ class Layout:
     """The sizes of an engine.
 
     Attributes:
-        usual: of the room of usual requests, by rows.
+        usual: of a room of usual requests.
+        rooms: how many of these there are; those that are empty cost nothing.
         long: of the room for what does not fit there.
         prompt_buckets: lengths at which a prompt's beginning, images included, is computed in one piece.
         chunk: tokens of each further piece.
     """
 
-    usual: tuple[Size, ...]
+    usual: Size
+    rooms: int
     long: Size
     prompt_buckets: tuple[int, ...]
     chunk: int = 64
@@ -61,7 +60,7 @@ class Layout:
     @property
     def slots(self) -> int:
         """Most completions at once."""
-        return self.usual[-1].rows + self.long.rows
+        return self.rooms * self.usual.rows + self.long.rows
 
     def bucket_of(self, length: int) -> int:
         """Find the length at which the first `length` tokens of a prompt are computed; at most the largest."""
@@ -88,7 +87,7 @@ def layout_of(
 
     Args:
         image_tokens: of one image.
-        slots: rows of the usual room at most; None: as many as fit 2 GiB, at most 64.
+        slots: usual completions at once, rounded up to whole rooms; None: as many as fit 2 GiB, at most 64.
         prompt_buckets: (usual, longest) tokens of a prompt; None: by the model.
         new_token_buckets: (usual, longest) tokens of an answer; None: by the model.
 
@@ -107,25 +106,19 @@ def layout_of(
     # A row keeps all its slots, whether they are filled or not.
     row_bytes = token_bytes * (usual_prompt + usual_new)
     if slots is None:
-        slots = max(1, min(_ROWS_ON_CPU[-1], _KEYS_AT_MOST // row_bytes))
+        slots = max(1, min(_SLOTS, _KEYS_AT_MOST // row_bytes))
     if slots < 1:
         raise UserError(f"slots={slots}: at least one completion has to fit")
-
-    # ---- Few rows for few readers, where an idle row costs time ----
-    # An accelerator reads the same weights for one row as for many: one size does for all loads.
-    row_counts = [slots]
-    if jax.default_backend() == "cpu":
-        row_counts = [*(rows for rows in _ROWS_ON_CPU if rows < slots), slots]
-    # The long room has a share of its own, and few rows: usual requests do not pay for its slots.
-    long_bytes = token_bytes * (longest_prompt + longest_new)
-    long_rows = max(1, min(_LONG_ROWS, slots, _KEYS_AT_MOST // long_bytes))
 
     # ---- A beginning is computed with one image, a usual one, or one of several images ----
     one_image = bucket(image_tokens + _WORDS // 3)
     beginnings = {one_image, usual_prompt, bucket(longest_prompt // 2)}
+    # As many rows as in `Model.generate`: with 24 or 64 a turn costs half as much a row, and rounds otherwise, which
+    # made another token of one in 7,000.
     return Layout(
-        usual=tuple(Size(rows, usual_prompt, usual_new) for rows in row_counts),
-        long=Size(long_rows, longest_prompt, longest_new),
+        usual=Size(model.rows, usual_prompt, usual_new),
+        rooms=math.ceil(slots / model.rows),
+        long=Size(model.rows, longest_prompt, longest_new),
         prompt_buckets=tuple(sorted(size for size in beginnings if size <= longest_prompt)),
     )
 

@@ -1,9 +1,7 @@
 """The programs of the engine: R completions side by side, each at a step of its own.
 
 `sampling.Loop` draws a few tokens of all rows in one call; between two calls rows come (`join`) and go. What belongs to
-a row alone, its settings included, is data, so that one program serves all mixtures. The room is as large as the
-load asks for: of a few sizes, between which it is moved (`resize`), because a row, a prompt's slot and a drawn token's
-slot all cost time whether they are filled or not.
+a row alone, its settings included, is data, so that one program serves all mixtures.
 """
 
 import functools
@@ -163,13 +161,6 @@ def join(room: Room, prompt: ComputedPrompt, entry: Entry) -> Room:
         drawn=put(room.drawn, jnp.int32(0)),
         done=put(room.done, jnp.bool_(False)),
     )
-
-
-@jax.jit
-def resize(room: Room, order: Array) -> Room:
-    """Make a room of another number of rows: those at `order` int32 [rows] of this one, -1 for a free row."""
-    taken = jax.tree.map(lambda leaf: leaf[jnp.maximum(order, 0)], room)
-    return taken._replace(done=taken.done | (order < 0))
 
 
 @functools.partial(jax.jit, static_argnames="room_size")

@@ -178,7 +178,7 @@ class Prompts:
             device, kept = self.extend(keys, kept, prepared)
             keys = device.keys
         # In as many slots as the room has where it will be decoded.
-        usual, length = self.layout.usual[0].prompt_slots, len(request.ids)
+        usual, length = self.layout.usual.prompt_slots, len(request.ids)
         if length <= usual < keys[0][0].shape[2]:
             device = device._replace(keys=programs.with_slots(keys, slots=usual))
         entry = prepared.entry

@@ -23,9 +23,6 @@ from cxr_jax.serve.slots.layout import TOKENS_A_TURN, Layout, Size
 from cxr_jax.serve.slots.programs import Entry
 from cxr_jax.serve.slots.texts import RowText
 
-# A room is made smaller when no more than this share of the smaller one would be filled: so it does not go to and fro.
-_SHRINK_AT = 0.75
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -73,25 +70,20 @@ class News(NamedTuple):
 
 
 class _Room:
-    """The rows of one room, between turns. It has the least of its sizes that holds them."""
+    """The rows of one room, between turns."""
 
-    def __init__(self, machine: Machine, sizes: tuple[Size, ...]) -> None:
+    def __init__(self, machine: Machine, room_size: Size) -> None:
         self.machine = machine
-        self.sizes = sizes
-        # The least size: a lone reader waits for no idle rows.
-        self.room_size = sizes[0]
-        self.room = self._empty(self.room_size)
-        self.rows: list[Row | None] = [None] * self.room_size.rows
-        # Rows that have gone since the last turn: the next one tells the device.
-        self.left = np.zeros(self.room_size.rows, bool)
-        self._drawn: tuple[programs.Drawn, list[Row | None]] | None = None
-
-    def _empty(self, room_size: Size) -> programs.Room:
-        model = self.machine.model
-        has_rules = self.machine.rules is not None
-        return programs.empty_room(
+        self.room_size = room_size
+        model = machine.model
+        has_rules = machine.rules is not None
+        self.room = programs.empty_room(
             model.config, room_size=room_size, has_rules=has_rules, dtype=model.dtype
         )
+        self.rows: list[Row | None] = [None] * room_size.rows
+        # Rows that have gone since the last turn: the next one tells the device.
+        self.left = np.zeros(room_size.rows, bool)
+        self._drawn: tuple[programs.Drawn, list[Row | None]] | None = None
 
     @property
     def live(self) -> list[Row]:
@@ -99,14 +91,10 @@ class _Room:
 
     @property
     def has_place(self) -> bool:
-        return len(self.live) < self.sizes[-1].rows
+        return None in self.rows
 
     def seat(self, row: Row) -> int:
-        """Find a free slot, in a larger room if need be, and note whose it is."""
-        if None not in self.rows:
-            # By one size at a time; whoever asked has looked whether there is one.
-            larger = [room_size for room_size in self.sizes if room_size.rows > self.room_size.rows]
-            self._move(larger[0])
+        """Find a free slot, and note whose it is."""
         slot_number = self.rows.index(None)
         self.rows[slot_number] = row
         # It may have been freed since the last turn, and is taken again.
@@ -119,31 +107,21 @@ class _Room:
         self.rows[slot_number] = None
         self.left[slot_number] = True
 
-    def _move(self, room_size: Size) -> None:
-        """Move to a room of another size, rows close together."""
-        staying = [slot_number for slot_number, row in enumerate(self.rows) if row is not None]
-        # Rows keep their order; free ones fill up the rest.
-        order = np.full(room_size.rows, -1, np.int32)
-        order[: len(staying)] = staying
-        self.room = programs.resize(self.room, order)
-        rows = [self.rows[slot_number] for slot_number in staying]
-        self.rows = rows + [None] * (room_size.rows - len(rows))
-        for slot_number, row in enumerate(rows):
-            assert row is not None
-            row.place = self, slot_number
-        self.left, self.room_size = np.zeros(room_size.rows, bool), room_size
+    def take(self, row: Row, room_size: Size) -> programs.Room:
+        """Copy a row, its keys above all, in as many slots as another room has."""
+        assert row.place is not None, "it waits for a place"
+        return programs.take_row(self.room, np.int32(row.place[1]), room_size=room_size)
+
+    def put(self, row: Row, copied: programs.Room) -> None:
+        """Go on with a copied row in a free slot."""
+        self.room = programs.put_row(self.room, copied, np.int32(self.seat(row)))
 
     def start_turn(self) -> None:
         """Begin to draw, if there is anybody to draw for; the device works while the host does other things."""
         # An empty room costs nothing.
-        live_count = len(self.live)
-        if not live_count:
+        # An empty room costs nothing.
+        if not self.live:
             return
-        # The least that holds them with some to spare.
-        for room_size in self.sizes:
-            if room_size.rows < self.room_size.rows and live_count <= _SHRINK_AT * room_size.rows:
-                self._move(room_size)
-                break
         machine = self.machine
         self.room, drawn = programs.advance(
             machine.model.params,
@@ -181,42 +159,43 @@ class _Room:
 
 @dataclass(eq=False)
 class Rooms:
-    """The usual room, that of long prompts and answers, and who waits to go from the one to the other."""
+    """The usual rooms, that of long prompts and answers, and who waits to go from the ones to the other."""
 
     machine: Machine
     layout: Layout
-    usual: _Room = field(init=False)
+    usual: list[_Room] = field(init=False)
     long: _Room = field(init=False)
     _outgrown: deque[tuple[Row, programs.Room]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        """Make both rooms, empty."""
-        # Empty ones are cheap, and made again after a failure.
-        self.usual = _Room(self.machine, self.layout.usual)
-        self.long = _Room(self.machine, (self.layout.long,))
+        """Make all rooms, empty."""
+        self.usual = [_Room(self.machine, self.layout.usual) for _ in range(self.layout.rooms)]
+        self.long = _Room(self.machine, self.layout.long)
 
-    def _room_of(self, prompt_tokens: int) -> _Room:
+    def _room_for(self, prompt_tokens: int) -> _Room | None:
         # By its prompt alone: how long an answer gets nobody knows before.
-        fits = prompt_tokens <= self.usual.room_size.prompt_slots
-        return self.usual if fits else self.long
+        if prompt_tokens > self.layout.usual.prompt_slots:
+            # Those that have begun already go first.
+            return self.long if self.long.has_place and not self._outgrown else None
+        # The first with a place, so that as few rooms as can be have anybody in them.
+        return next((room for room in self.usual if room.has_place), None)
 
     def has_place(self, prompt_tokens: int) -> bool:
         """Tell whether a completion of a prompt of so many tokens can begin now."""
-        room = self._room_of(prompt_tokens)
-        # Those that have begun already go first.
-        return room.has_place and not (room is self.long and self._outgrown)
+        return self._room_for(prompt_tokens) is not None
 
     @property
     def live_rows(self) -> list[Row]:
         """All completions that are being drawn."""
-        return self.usual.live + self.long.live + [row for row, _ in self._outgrown]
+        seated = [row for room in (*self.usual, self.long) for row in room.live]
+        return seated + [row for row, _ in self._outgrown]
 
     def join(self, row: Row, prefix: Prefix) -> None:
         """Begin a completion of a computed prompt; `has_place` must have said so."""
-        room = self._room_of(prefix.length)
-        slot_number = room.seat(row)
+        room = self._room_for(prefix.length)
+        assert room is not None, "there is no place"
         # The slot is data, too.
-        entry = row.entry._replace(slot_number=np.int32(slot_number))
+        entry = row.entry._replace(slot_number=np.int32(room.seat(row)))
         room.room = programs.join(room.room, prefix.device, entry)
 
     def leave(self, row: Row) -> None:
@@ -232,28 +211,45 @@ class Rooms:
     def keys_of(self, row: Row) -> programs.Room:
         """Copy a row, its keys above all, in as many slots as the long room has."""
         assert row.place is not None, "it waits for a place"
-        room, slot_number = row.place
-        return programs.take_row(room.room, np.int32(slot_number), room_size=self.layout.long)
+        return row.place[0].take(row, self.layout.long)
+
+    # ---- Turns ---------------------------------------------------------------------------------------------
 
     def start_turn(self) -> None:
         """Let all rows draw TOKENS_A_TURN tokens, those that wait for a place excepted."""
-        # First come, first served, and before any new ask.
-        while self._outgrown and self.long.has_place:
-            row, copied = self._outgrown.popleft()
-            slot_number = self.long.seat(row)
-            self.long.room = programs.put_row(self.long.room, copied, np.int32(slot_number))
-        self.usual.start_turn()
-        self.long.start_turn()
+        self._move_outgrown()
+        self._close_ranks()
+        # All rooms before any is waited for: where there are cores for it, they draw at the same time.
+        for room in (*self.usual, self.long):
+            room.start_turn()
 
-    def end_turn(self) -> list[News]:
-        """Wait for the turn to end, and give its news."""
-        return [*self.usual.end_turn(), *self.long.end_turn()]
+    def end_turn(self) -> Iterator[News]:
+        """Wait for the turn to end, room by room, and give its news."""
+        for room in (*self.usual, self.long):
+            yield from room.end_turn()
 
-    def move_outgrown(self) -> None:
-        """Take rows out of the usual room that have no slot for another turn's tokens; to be called before a turn."""
-        # Few completions get as long, so the usual room need not have slots for all that they may have.
-        own_slots = self.usual.room_size.own_slots
-        for row in self.usual.live:
+    def _move_outgrown(self) -> None:
+        """Take rows to the long room that have no slot for another turn's tokens; who finds no place there waits."""
+        # Few completions get as long, so usual rooms need not have slots for all that they may have.
+        own_slots = self.layout.usual.own_slots
+        for row in [row for room in self.usual for row in room.live]:
             if row.drawn + TOKENS_A_TURN > own_slots:
                 self._outgrown.append((row, self.keys_of(row)))
                 self.leave(row)
+        # First come, first served, and before any new ask.
+        while self._outgrown and self.long.has_place:
+            self.long.put(*self._outgrown.popleft())
+
+    def _close_ranks(self) -> None:
+        """Empty the last room where its rows find places in those before: a room costs the same for one row or all."""
+        used = [room for room in self.usual if room.live]
+        if not used:
+            return
+        *before, last = used
+        places = sum(room.rows.count(None) for room in before)
+        if len(last.live) > places:
+            return
+        for row in last.live:
+            copied = last.take(row, self.layout.usual)
+            self.leave(row)
+            next(room for room in before if room.has_place).put(row, copied)

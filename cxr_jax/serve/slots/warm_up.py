@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -41,12 +40,12 @@ def steps(
     for bucket_size in layout.prompt_buckets:
         yield f"prompts of {bucket_size} tokens", functools.partial(state.prefill, bucket_size)
     yield "longer prompts", state.extend
-    for room_size in (*layout.usual, layout.long):
+    for room_size in (layout.usual, layout.long):
         yield (
             f"{room_size.rows} rows of {room_size.own_slots} tokens",
             functools.partial(state.room, room_size),
         )
-    yield "rooms of other sizes", state.moves
+    yield "moves between rooms", state.moves
     if machine.rules is not None:
         yield "probabilities", state.probabilities
 
@@ -82,7 +81,7 @@ class _WarmUp:
         self.computed[bucket_size] = jax.block_until_ready(prefix.device)
 
     def extend(self) -> None:
-        usual, longest = self.layout.usual[0].prompt_slots, self.layout.long.prompt_slots
+        usual, longest = self.layout.usual.prompt_slots, self.layout.long.prompt_slots
         # A conversation goes on from what its first turn has left, in whatever bucket.
         for computed in [*self.computed.values()]:
             keys = programs.with_slots(computed.keys, slots=longest)
@@ -93,7 +92,7 @@ class _WarmUp:
         programs.with_slots(cut, slots=longest)
 
     def room(self, room_size: Size) -> None:
-        machine, usual = self.machine, self.layout.usual[0].prompt_slots
+        machine, usual = self.machine, self.layout.usual.prompt_slots
         model = machine.model
         # As `_Room` makes it, joins and draws; then it stays, for the moves between rooms.
         room = programs.empty_room(
@@ -121,19 +120,12 @@ class _WarmUp:
         self.rooms[room_size] = room
 
     def moves(self) -> None:
-        sizes = self.layout.usual
-        # Every move that `_Room` may make.
-        for before, after in itertools.permutations(sizes, 2):
-            # One step up at a time, and down to where the rows fit.
-            is_next = after.rows > before.rows and sizes.index(after) == sizes.index(before) + 1
-            if is_next or after.rows < before.rows:
-                programs.resize(self.rooms[before], np.full(after.rows, -1, np.int32))
-        # A row that has outgrown its room, and rows whose answers are weighed.
-        long = self.layout.long
-        for room_size in (*sizes, long):
-            self.row = programs.take_row(self.rooms[room_size], np.int32(0), room_size=long)
-        self.rooms[long] = programs.put_row(self.rooms[long], self.row, np.int32(0))
-        jax.block_until_ready(self.rooms[long])
+        usual, long = self.layout.usual, self.layout.long
+        # Rows that close ranks, that have outgrown their room, and whose answers are weighed.
+        for before, after in ((usual, usual), (usual, long), (long, long)):
+            self.row = programs.take_row(self.rooms[before], np.int32(0), room_size=after)
+            self.rooms[after] = programs.put_row(self.rooms[after], self.row, np.int32(0))
+        jax.block_until_ready(self.rooms)
 
     def probabilities(self) -> None:
         # From a row of any room: they are copied in the slots of the long one.
