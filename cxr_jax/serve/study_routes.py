@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from cxr_jax.errors import UserError
 from cxr_jax.serve import auth
@@ -131,9 +132,14 @@ def _add_reader_routes(
         # Beacons of a page that is being left come without a type of content.
         request = _parse(await http.body())
         page, key = _name(request, "page"), _name(request, "idem_key")
-        return answer(
-            lambda: served().add_events(user.actor, task, page, key, request.get("events"))
-        )
+
+        def keep() -> Response:
+            return answer(
+                lambda: served().add_events(user.actor, task, page, key, request.get("events"))
+            )
+
+        # A commit waits for the disk, and the loop of all other readers must not wait with it.
+        return await run_in_threadpool(keep)
 
 
 def _add_answer_routes(
@@ -186,7 +192,7 @@ def _name(request: dict[str, Any], name: str) -> str:
 def _parse(body: bytes) -> dict[str, Any]:
     try:
         request = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RefusedError(400, "the body is no JSON") from None
     if not isinstance(request, dict):
         raise RefusedError(400, "the body is no object")

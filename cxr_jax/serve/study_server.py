@@ -24,7 +24,7 @@ from cxr_jax.serve.limits import BodyGuard
 from cxr_jax.serve.metrics import Metrics
 from cxr_jax.serve.room import pages
 from cxr_jax.serve.security import SecurityGuard
-from cxr_jax.serve.server import bind, url_of
+from cxr_jax.serve.server import bind, url_of, uvicorn_config
 from cxr_jax.serve.state import Capabilities, ServerSettings, ServerState
 from cxr_jax.store import Store, open_store
 from cxr_jax.study.folder import StudyFolder
@@ -89,11 +89,8 @@ def serve(folder: Path, host: str, port: int) -> None:
             print(NOT_FOR_DIAGNOSIS)
             # Programs that start this server wait for the address.
             print(f"{url_of(settings, listener)}  study {name}", flush=True)
-            # No access log: paths hold ids of tasks.
-            config = uvicorn.Config(
-                application, log_level="warning", access_log=False, server_header=False
-            )
-            uvicorn.Server(config).run(sockets=[listener])
+            # As the room: no access log, since paths hold ids of tasks, and no traceback, which may hold an answer.
+            uvicorn.Server(uvicorn_config(application)).run(sockets=[listener])
         finally:
             store.close()
 

@@ -106,6 +106,10 @@ def open_store(
     engine = serving = None
     shown_place = str(path) if url is None else "the PostgreSQL database"
     try:
+        if url is None:
+            # Before SQLite opens it: the WAL takes its mode from the file, and its first one holds all of the chain.
+            (path / DATABASE).touch(mode=0o600)
+            (path / DATABASE).chmod(0o600)
         engine = sqlite_engine(path / DATABASE) if url is None else postgres_engine(url)
         with database_errors(shown_place):
             # SQLite's lock is that of the folder, which is held by now.
@@ -113,9 +117,6 @@ def open_store(
                 serving = ServingLock(engine)
             with Writing(engine).transaction() as connection:
                 schema.upgrade(connection, shown_place)
-        if url is None:
-            # Only now is it there; its WAL takes the mode from it.
-            (path / DATABASE).chmod(0o600)
         store = Store(engine, store_folder, shown_place, serving, announce)
         if exclusive:
             announce(f"store head {store.head()}")

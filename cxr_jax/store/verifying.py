@@ -36,7 +36,10 @@ def verify(store: Core, heads: Sequence[Head] = ()) -> list[Problem]:
         heads: heads that the chain must have: printed, exported, or kept somewhere else.
     """
     with store.read() as connection:
-        # One connection and one transaction for all of it: a server may be writing.
+        # One connection and one transaction for all of it: a server may be writing. SQLite then shows one state;
+        # PostgreSQL does if it is told to, and else tables would be newer than the events that they are held against.
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         known_heads = [*heads, *_exported_heads(connection)]
         problems, events = _walk(connection, known_heads)
         # A refold of a changed chain would repeat what the walk has said, row by row.
@@ -178,7 +181,9 @@ def _compare_documents(connection: sa.Connection, events: Sequence[Event]) -> li
     # A reading is no fold: its text is the model's and long, so the chain has its hash alone.
     from_table = tables.reading
     problems = []
+    gone = dict.fromkeys(hashes)
     for stored_row in connection.execute(sa.select(from_table.c.sha256, from_table.c.document)):
+        gone.pop(stored_row.sha256, None)
         if stored_row.document is None:
             continue
         if stored_row.sha256 not in hashes:
@@ -187,4 +192,8 @@ def _compare_documents(connection: sa.Connection, events: Sequence[Event]) -> li
             problems.append(
                 Problem("reading", stored_row.sha256, "its document is not the one that was read")
             )
-    return problems
+    # Nothing erases a reading: one that was read and is not there has been taken away.
+    return [
+        *problems,
+        *(Problem("reading", str(name), "is gone, though events say so") for name in gone),
+    ]

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from cxr_jax.errors import RunFailedError, UserError
 from cxr_jax.store import Head, open_store, parse_head, tables
 from cxr_jax.store.database import Writing
+from cxr_jax.store.records.actors import Actor
 
 
 def first_problem(store, *heads):
@@ -200,3 +201,13 @@ def test_heads_that_are_none(text):
     with pytest.raises(UserError, match="NUMBER:HASH"):
         parse_head(text)
     assert parse_head(f" 7:{'0' * 64}\n") == Head(7, "0" * 64)
+
+
+def test_a_reading_that_was_taken_away_is_missed(filled, tamper):
+    with filled.read() as connection:
+        [image] = connection.execute(sa.select(tables.image.c.sha256).limit(1)).scalars()
+    other = {"sha256": "other", "image": image, "document": {"x": 1}}
+    filled.readings.add(other, actor=Actor("anna", "reader"))
+    assert filled.verify() == []
+    tamper(filled, "DELETE FROM reading WHERE sha256 = 'other'")
+    assert first_problem(filled) == "reading other: is gone, though events say so"

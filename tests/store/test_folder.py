@@ -99,3 +99,12 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     code, printed = call("verify", copy)
     assert code == 1 and printed.out.startswith(f"image {film}: its file has other bytes")
     assert {p.stat().st_mode & 0o077 for p in (tmp_path / "copy").rglob("*.*")} == {0}
+
+
+def test_no_file_of_a_new_store_is_anybodys(tmp_path):
+    """Also where the folder was there before: the first WAL holds all of the chain until the first checkpoint."""
+    (tmp_path / "room").mkdir(mode=0o755)
+    with contextlib.closing(open_store(tmp_path / "room", announce=str)) as store:
+        store.append("x", {}, actor="a", role="b")
+        files = list((tmp_path / "room").glob("room.db*"))
+        assert len(files) == 3 and {path.stat().st_mode & 0o077 for path in files} == {0}

@@ -28,6 +28,7 @@ from cxr_jax.serve.state import ServerState
 INFO_FORM = 1  # raised when `info` gets another form: files of older ones are made anew
 NO_NAME = "the file"  # what messages call it: its own name may hold a patient's
 _SHA = re.compile(r"[0-9a-f]{64}")
+_PARTIAL = ".part-"  # names of files begin so until they are whole
 _AT_ONCE = 2  # films that are decoded at the same time: each may take some hundred megabytes
 _IN_MEMORY = 4  # pictures that are kept decoded, for follow-ups on the same film
 
@@ -52,6 +53,9 @@ class Films:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # A kill in the middle of a write leaves a film under a name by which no erasure would find it.
+        for left_over in self.folder.glob(f"{_PARTIAL}*"):
+            left_over.unlink(missing_ok=True)
         self._decoders = threading.BoundedSemaphore(_AT_ONCE)
         self._lock = threading.Lock()
         self._pictures: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -148,7 +152,7 @@ class Films:
     def _write(self, digest: str, suffix: str, content: bytes) -> None:
         """Whole or not at all, whoever writes the same film beside it."""
         # Made by mkstemp: mode 0600.
-        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".part-")
+        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=_PARTIAL)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -158,6 +162,12 @@ class Films:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+        # The name is on the disk only with its folder; the store's row, which comes next, must not outlive the film.
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 # ---- What a reader is told -------------------------------------------------------------------------

@@ -224,8 +224,11 @@ class Run:
     def _end_badly(self, how: str, message: str) -> None:
         # What had come is not kept: half a reading is none.
         body = {"reading": self.order.name, "image": self.order.film["sha256"]}
-        self._state.store.append(f"reading.{how}", body, **self._user.actor.as_arguments())
-        self._tell("error", {"message": message}, is_last=True)
+        try:
+            self._state.store.append(f"reading.{how}", body, **self._user.actor.as_arguments())
+        finally:
+            # Also where the store itself has failed: whoever follows would wait for ever, and joiners with them.
+            self._tell("error", {"message": message}, is_last=True)
 
 
 @dataclass

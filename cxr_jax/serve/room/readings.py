@@ -11,6 +11,7 @@ Events: gate, sentence (one each, numbered, with its claims), answer, contradict
 
 import asyncio
 import queue
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -238,7 +239,8 @@ def _add_stream(routes: APIRouter, state: ServerState, runs: Runs) -> None:
         """Stream the events after Last-Event-ID, to the last."""
         # Whatever else stands there means "from the beginning".
         last_seen = request.headers.get("Last-Event-ID", "0")
-        seen = int(last_seen) if last_seen.isascii() and last_seen.isdecimal() else 0
+        # At most 9 digits: Python refuses to read numbers of thousands, and no stream has as many events.
+        seen = int(last_seen) if re.fullmatch(r"[0-9]{1,9}", last_seen) else 0
         running = runs.find(name)
         if running is not None:
             stream = _follow(running, seen)

@@ -159,6 +159,10 @@ class Users:
 
     def local(self) -> User:
         """Return the user of a store without users, made at the first call."""
+        # Every request of an open server asks: only the first may wait for the writing lock and the disk.
+        known = self.by_id(LOCAL)
+        if known is not None:
+            return known
         with self._store.write() as transaction:
             stored_row = transaction.connection.execute(
                 sa.select(tables.user).where(tables.user.c.id == LOCAL)
