@@ -179,7 +179,13 @@ class StubRoom:
             name = f"report-{len(self.reports)}"
             reading = body.get("reading")
             self.reports[name] = dict(
-                id=name, version=1, state="draft", reading=reading, fields=fields, draft=fields
+                id=name,
+                version=1,
+                state="draft",
+                image=body["image"],
+                reading=reading,
+                fields=fields,
+                draft=fields,
             )
             return self.reports[name]
 

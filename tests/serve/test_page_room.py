@@ -226,6 +226,59 @@ def test_nothing_that_a_model_writes_runs(room, film):
     assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
 
 
+# ---- The wrong case ----
+
+
+def test_text_of_another_film_is_never_shown(room, film, tmp_path):
+    """An address may name any film beside any reading and report: of the other film nothing is to be read."""
+    page, stub = room()
+    read_film(page, film)
+    (tmp_path / "noise.dcm").write_bytes(build(NOISE))
+    with page.expect_response("**/room/images") as answer:
+        browser.upload(page, tmp_path / "noise.dcm")
+    other = answer.value.json()["sha256"]
+    for named, words in (("reading=reading-0", "#reading-state"), ("report=report-0", "#message")):
+        page.evaluate(f"() => history.replaceState(null, '', '#image={other}&{named}')")
+        page.reload()
+        page.wait_for_selector("html[data-ready=yes]")
+        page.locator(words, has_text="of another film").wait_for()
+        assert page.locator("#film-name").text_content() == f"film {other[:8]}"
+        assert page.locator("#sentences li").count() == 0
+        assert page.locator("#report-state").text_content() == "none yet"
+        assert page.locator("#field-impression").input_value() == ""
+
+
+def test_the_film_that_was_chosen_last_is_the_one_that_is_shown(room, film, tmp_path):
+    page, stub = room()
+    (tmp_path / "noise.dcm").write_bytes(build(NOISE))
+    held = []
+    # The first upload is slow: its answer comes when the second film has long been there.
+    page.route("**/room/images", lambda route: route.continue_() if held else held.append(route))
+    browser.upload(page, tmp_path / "noise.dcm")
+    page.wait_for_function(
+        "() => document.getElementById('message').textContent.includes('Opening')"
+    )
+    read_film(page, film)
+    name = page.locator("#film-name").text_content()
+    with page.expect_response("**/room/images"):
+        held[0].continue_()
+    page.wait_for_timeout(300)
+    assert page.locator("#film-name").text_content() == name
+    assert page.locator("#report-state").text_content().startswith("version 1")
+
+
+def test_a_lungs_field_gives_no_side_to_what_has_none(room, film):
+    """Inserted under Lungs R, a finding without a side would be signed as one of the right."""
+    claims = [{"label": "Lung Opacity", "state": "present", "side": None}]
+    page, _ = room(room_server.StubRoom([{"text": "There is an opacity.", "claims": claims}]))
+    read_film(page, film)
+    page.locator("#field-impression").fill("")
+    page.locator("#viewport").focus()
+    page.keyboard.press("a")
+    assert page.locator("#field-impression").input_value() == "There is an opacity."
+    assert page.locator("#field-lungs_right").input_value() == ""
+
+
 # ---- Lost connections, two tabs ----
 
 

@@ -126,7 +126,8 @@ class Run:
 
     def _follow(self) -> None:
         """Turn what the engine says into events until it has said its last word."""
-        self._tell("gate", self.order.film["gate"])
+        # With the film's name: a page that shows another film shows nothing of this reading.
+        self._tell("gate", {**self.order.film["gate"], "image": self.order.film["sha256"]})
         try:
             while not self._take(self._said.get()):
                 pass

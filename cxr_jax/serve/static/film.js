@@ -8,8 +8,10 @@ const TOOLS = { window: "Window", zoom: "Zoom", pan: "Pan" };
 const EDGES = ["top", "right", "bottom", "left"]; // clockwise, as turns go
 
 export class FilmSide {
-  constructor({ say, opened }) {
+  constructor({ say, opened, mayLeave }) {
     this.say = say;
+    this.mayLeave = mayLeave; // whether the film that is shown may go
+    this.turn = 0; // counts what was asked for: the last film that was chosen is the one that is shown
     this.opened = opened;
     this.tool = "window";
     this.viewport = byId("viewport");
@@ -28,17 +30,21 @@ export class FilmSide {
   // ---- Opening ----
 
   async upload(file) {
+    const turn = ++this.turn;
     this.say(`Opening a file of ${(file.size / 2 ** 20).toFixed(1)} MiB ..`);
     const form = new FormData();
     // The name stays here: it may be a patient's.
     form.append("file", file, "film");
     const film = await request("POST", "/room/images", form);
-    await this.load(film);
+    if (turn === this.turn) await this.load(film);
   }
 
   async load(film) {
+    const turn = ++this.turn;
     const answer = await fetchBytes(`/room/images/${film.sha256}/pixels`);
     const bytes = await answer.arrayBuffer();
+    // What was typed while it came is saved under the film that it was typed for; an older choice comes too late.
+    if (turn !== this.turn || !(await this.mayLeave()) || turn !== this.turn) return;
     if (bytes.byteLength !== 2 * film.rows * film.columns) throw new Error("the film came incomplete");
     this.viewer.show(film, new Uint16Array(bytes));
     this.showPresets();
@@ -71,16 +77,19 @@ export class FilmSide {
   // ---- The model's view ----
 
   async toggleModelView() {
-    const { viewer } = this;
-    if (!this.film) return;
+    const { viewer, film } = this;
+    if (!film) return;
     if (viewer.split !== null) {
       viewer.split = null;
     } else {
       if (viewer.quarters) return this.say("The model never sees a turned film: turn it back first.");
       if (!viewer.modelView) {
-        const answer = await fetchBytes(`/room/images/${this.film.sha256}/model_view.png`);
+        const answer = await fetchBytes(`/room/images/${film.sha256}/model_view.png`);
         const box = (answer.headers.get("X-Film-Box") ?? "0,0,1,1").split(",").map(Number);
-        viewer.modelView = { bitmap: await createImageBitmap(await answer.blob()), box };
+        const bitmap = await createImageBitmap(await answer.blob());
+        // Half of one patient's film beside half of another's.
+        if (this.film !== film) return;
+        viewer.modelView = { bitmap, box };
       }
       viewer.split = 0.5;
     }

@@ -17,6 +17,7 @@ export class Reading {
   }
 
   reset() {
+    this.turn = (this.turn ?? 0) + 1; // what was asked for before is of another reading
     this.source?.close();
     this.source = null;
     this.id = null;
@@ -55,15 +56,16 @@ export class Reading {
     }
     this.state = "streaming";
     this.describe();
+    const { turn } = this;
     const body = { image: film.sha256 };
     if (isReadAnyway) body.read_anyway = true;
     try {
       const { id } = await request("POST", "/room/readings", body);
-      // Another film may have been opened meanwhile: its page shows nothing of this one.
-      if (this.film !== film) return request("DELETE", `/room/readings/${id}`).catch(() => {});
+      // Another film may have been opened meanwhile, or the reading stopped: its page shows nothing of this one.
+      if (this.turn !== turn || !this.isStreaming) return request("DELETE", `/room/readings/${id}`).catch(() => {});
       this.follow(id);
     } catch (error) {
-      this.fail(error.message);
+      if (this.turn === turn) this.fail(error.message);
     }
   }
 
@@ -126,12 +128,24 @@ export class Reading {
       const { id } = this;
       const body = await request("GET", `/room/readings/${id}`);
       if (this.id !== id) return;
-      this.document = body.document ?? body;
+      const document = body.document ?? body;
+      if (this.isOfAnotherFilm(document.image?.sha256)) return;
+      this.document = document;
       this.takeDocument();
       this.finished(this.document);
     } catch (error) {
       this.say(`The document of the reading did not come: ${error.message}`);
     }
+  }
+
+  /** Take away a reading that turns out to be of another film than the one that is shown; gives whether it was. */
+  isOfAnotherFilm(sha256) {
+    const { film } = this;
+    if (!sha256 || sha256 === film?.sha256) return false;
+    this.reset();
+    this.film = film;
+    this.fail("it is of another film, so it is not shown");
+    return true;
   }
 
   async ask(text) {
@@ -148,6 +162,7 @@ export class Reading {
   // ---- What comes ----
 
   takeGate(gate) {
+    if (this.isOfAnotherFilm(gate.image)) return;
     const words = byId("gate-reasons");
     const isBad = gate.state === "refused";
     words.hidden = gate.state === "ok";

@@ -44,6 +44,7 @@ export class Report {
   }
 
   reset() {
+    this.turn = (this.turn ?? 0) + 1; // answers to what was asked before are of another report
     clearTimeout(this.timer);
     this.id = null;
     this.version = null;
@@ -109,11 +110,19 @@ export class Report {
   async begin(image, reading, isReadAnyway = false) {
     const body = reading ? { image, reading } : { image };
     if (isReadAnyway) body.read_anyway = true;
-    this.take(await request("POST", "/room/reports", body));
+    const { turn } = this;
+    const report = await request("POST", "/room/reports", body);
+    // Another film may be shown by now, and this text must not stand under it.
+    if (this.turn === turn) this.take(report);
   }
 
   async open(id) {
-    this.take(await request("GET", `/room/reports/${encodeURIComponent(id)}`));
+    const { turn } = this;
+    const report = await request("GET", `/room/reports/${encodeURIComponent(id)}`);
+    if (this.turn !== turn) return;
+    // An address may name any film and any report.
+    if (report.image !== this.shown().image) throw new Error("The report is of another film: it is not shown.");
+    this.take(report);
   }
 
   take(report) {
@@ -303,12 +312,17 @@ export class Report {
   // ---- Signing ----
 
   async sign(body) {
-    if (!(await this.save())) throw new Error("The report is not saved yet: it can be signed when it is.");
-    this.takeSignature(await request("POST", `/room/reports/${this.id}/sign`, this.bound(body), this.matching()));
+    const { turn } = this;
+    const isSaved = await this.save();
+    if (!isSaved || this.turn !== turn) throw new Error("The report is not saved yet: it can be signed when it is.");
+    const answer = await request("POST", `/room/reports/${this.id}/sign`, this.bound(body), this.matching());
+    if (this.turn === turn) this.takeSignature(answer);
   }
 
   async addAddendum(text) {
-    this.takeSignature(await request("POST", `/room/reports/${this.id}/addendum`, this.bound({ text }), this.matching()));
+    const { turn } = this;
+    const answer = await request("POST", `/room/reports/${this.id}/addendum`, this.bound({ text }), this.matching());
+    if (this.turn === turn) this.takeSignature(answer);
   }
 
   takeSignature(answer) {
@@ -387,7 +401,9 @@ export function fieldOf({ claims, sides }) {
   const claim = claims?.[0];
   const side = claim?.side ?? sides?.[0]?.[2];
   if (!claim) return "impression";
-  return OF_LABEL[claim.label] ?? (side === "left" ? "lungs_left" : "lungs_right");
+  // A lung's field gives its side to what has none: what is on no side, or on both, goes where no heading does.
+  const ofSide = { left: "lungs_left", right: "lungs_right" }[side] ?? "impression";
+  return OF_LABEL[claim.label] ?? ofSide;
 }
 
 function fitHeight(box) {

@@ -15,7 +15,7 @@ class Room {
   constructor(session, about) {
     this.about = about;
     const say = (words) => this.say(words);
-    this.filmSide = new FilmSide({ say, opened: (film) => this.filmOpened(film) });
+    this.filmSide = new FilmSide({ say, opened: (film) => this.filmOpened(film), mayLeave: () => this.mayLeave() });
     this.reading = new Reading({ say, changed: () => this.describe(), finished: (document) => this.readingDone(document) });
     this.report = new Report({
       about,
@@ -119,6 +119,7 @@ class Room {
       throw new Error("The reading is of another film: it is not shown.");
     }
     if (!this.report.id) await this.report.begin(film.sha256, this.reading.id);
+    if (this.filmSide.film !== film) return;
     for (const { sentence, kind } of this.report.flags) if (sentence) this.reading.noteFlag(sentence, kind);
     this.remember();
   }
@@ -136,7 +137,11 @@ class Room {
   }
 
   saveFailed(error) {
-    if (this.report.isStale) return byId("stale").showModal();
+    if (this.report.isStale) {
+      // Escape chooses nothing, and then what was typed here stays.
+      byId("stale").returnValue = "";
+      return byId("stale").showModal();
+    }
     this.failed(error);
   }
 
@@ -154,7 +159,9 @@ class Room {
   async flagAs(sentence, kind, note) {
     if (!this.report.id) throw new Error("There is no report yet that the flag would belong to.");
     if (this.report.reading === null) throw new Error("The report was begun without this reading: its flags go nowhere.");
+    const { id } = this.report;
     await this.report.flag(sentence.n, kind, note);
+    if (this.report.id !== id) throw new Error("The flag was kept; another report is open now.");
     this.reading.noteFlag(sentence.n, kind);
   }
 
@@ -299,7 +306,7 @@ class Room {
       if (text) this.attempt(this.reading.ask(text));
     });
     byId("stale").addEventListener("close", (event) => {
-      this.attempt(this.report.settle(event.target.returnValue === "mine"));
+      this.attempt(this.report.settle(event.target.returnValue !== "theirs"));
     });
     this.listenForDrops();
   }
