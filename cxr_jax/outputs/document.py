@@ -347,14 +347,31 @@ def sign(
         "signed": {"by": by, "at": at, "meaning": meaning},
         "notice": SIGNED_NOTICE,
     }
+    return _with_findings_of_report(signed)
+
+
+def revise(document: Mapping[str, Any], report: Mapping[str, str]) -> dict[str, Any]:
+    """Put a reader's fields into a draft; its findings are then those of the text, still unsigned. Computes with JAX.
+
+    Raises:
+        UserError: for what is no draft, or fields that the schema has no room for.
+    """
+    if document.get("status") != "draft":
+        raise UserError("revise: the reading is signed already: only addenda can be made to it")
+    revised = copy.deepcopy(dict(document))
+    revised["report"] = {key: str(report.get(key, "")) for key in sections.FIELDS}
+    return _with_findings_of_report(revised)
+
+
+def _with_findings_of_report(document: dict[str, Any]) -> dict[str, Any]:
+    """Let the findings say what the report says; what the model said stays beside them."""
     # First, since a parser of text should see no more of it than the schema allows.
-    check(signed)
-    # From here on the document says what the reader says.
-    said_reading = sections.read(signed["report"], signed["model"]["words"])
-    for index, finding in enumerate(signed["findings"]):
-        finding["state"], finding["side"] = said_reading.states[index], said_reading.sides[index]
-    check(signed)
-    return signed
+    check(document)
+    said = sections.read(document["report"], document["model"]["words"])
+    for index, finding in enumerate(document["findings"]):
+        finding["state"], finding["side"] = said.states[index], said.sides[index]
+    check(document)
+    return document
 
 
 def add_addendum(document: Mapping[str, Any], *, by: str, at: str, text: str) -> dict[str, Any]:

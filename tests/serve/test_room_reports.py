@@ -285,7 +285,12 @@ def test_exports_are_events_and_name_the_head(client):
     report = begin(client)["id"]
     change(client, "PUT", report, fields={"heart": "Normal size.", "impression": "Normal."})
     draft = client.get(f"/room/reports/{report}.json")
+    assert draft.status_code == 200, draft.text
     assert draft.json()["status"] == "draft" and draft.json()["report"]["heart"] == "Normal size."
+    # Its findings are those of its text already; the model's stand beside them.
+    heart = next(f for f in draft.json()["findings"] if f["label"] == "Cardiomegaly")
+    assert heart["state"] == "absent" and heart["model_state"] == "present"
+    assert client.get(f"/room/reports/{report}.fhir.json").status_code == 409
     change(client, "POST", report, "/sign", 2, meaning="reviewed")
     change(client, "POST", report, "/addendum", 3, text="Compared.")
     signed = client.get(f"/room/reports/{report}.json")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from starlette.requests import Request
 
 from cxr_jax.errors import UserError
+from cxr_jax.serve.auth import is_private
 from cxr_jax.serve.refusals import RefusedError
 from cxr_jax.serve.state import LOOPBACK_HOSTS, ServerState
 
@@ -89,7 +90,7 @@ class KeyRing:
             key = auth.key(request, scope)
             return Caller(LOCAL, SCOPES) if key is None else Caller(key.name, tuple(key.scopes))
         # Programs of this machine need none, unless somebody has made keys.
-        if settings.no_auth or (settings.is_loopback and not self.keys):
+        if settings.no_auth or (is_private(settings) and not self.keys):
             return Caller(LOCAL, SCOPES)
         raise RefusedError(
             401,

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from cxr_jax.errors import UserError
 from cxr_jax.outputs import document as documents
-from cxr_jax.outputs import sections
+from cxr_jax.outputs import export, sections
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 from cxr_jax.serve import auth
 from cxr_jax.serve.refusals import RefusedError
@@ -23,13 +22,12 @@ _READER = Depends(auth.reader)
 # The longest endings first: `.sr.dcm` is no `.dcm`.
 MEDIA_TYPES = {
     "sr.dcm": "application/dicom",
+    "text.dcm": "application/dicom",
     "sc.dcm": "application/dicom",
     "fhir.json": "application/fhir+json",
     "json": "application/json",
     "txt": "text/plain; charset=utf-8",
 }
-# Of what lies in DICOM files.
-_WRITERS = {"sr.dcm": "cxr_jax.outputs.sr", "sc.dcm": "cxr_jax.outputs.secondary_capture"}
 _SECONDS = (
     60.0  # for a document's text to be read by the engine's thread, between two steps of others
 )
@@ -50,8 +48,11 @@ def report_document(state: ServerState, report: str) -> dict[str, Any]:
     draft = state.store.readings.get(first["reading"])["document"]
     signed = next((version for version in versions if version["state"] == "signed"), None)
     if signed is None:
-        # Edited, and nobody stands for it yet: the findings stay the model's.
-        return {**draft, "report": {**draft["report"], **newest["fields"]}}
+        if newest["fields"] == first["fields"]:
+            return draft
+        # Edited, and nobody stands for it yet: a document whose findings and text disagree would mislead.
+        revise = functools.partial(documents.revise, draft, newest["fields"])
+        return state.engine.call(revise).result(_SECONDS)
     current_user = state.store.users.by_id(signed["user"])
     sign = functools.partial(
         documents.sign,
@@ -93,35 +94,24 @@ def make_export(state: ServerState, report: str, ending: str, head: Head) -> byt
     """
     if ending == "txt":
         return _text(state, report, head)
+    versions = state.store.reports.versions(report)
     document = report_document(state, report)
-    if ending == "json":
-        return documents.to_bytes(document)
-    digest = document["image"]["sha256"]
-    # When it was signed, else when it was saved: the same version is the same file, whenever it is asked for.
-    at = _whole_seconds((document["signed"] or {}).get("at") or _saved_at(state, report))
-    # Their libraries take seconds to import, and most servers never export.
+    # Other systems would hold the model for the author of what a reader has changed, or the other way round.
+    is_edited = versions[0]["fields"] != versions[-1]["fields"]
+    if document["signed"] is None and is_edited and ending != "json":
+        raise RefusedError(
+            409, "the report was edited and is not signed: sign it, or take .txt or .json"
+        )
+    facts = (document["image"], *document["other_images"])
+    films = [
+        export.FilmFile("the film", shelf_of(state).original(film["sha256"])) for film in facts
+    ]
+    # When it was saved: the same version is the same file, whenever it is asked for.
+    settings = export.ExportSettings(at=_whole_seconds(versions[-1]["created"]))
     try:
-        if ending == "fhir.json":
-            fhir = importlib.import_module("cxr_jax.outputs.fhir")
-            # A picture belongs to no imaging study: its bundle names none.
-            is_dicom = shelf_of(state).info(digest)["kind"] == "DICOM"
-            sources = _sources(state, digest) if is_dicom else []
-            return fhir.to_bytes(fhir.bundle(document, sources, at=at))
-        writer = importlib.import_module(_WRITERS[ending])
-        pixels = (shelf_of(state).picture(digest),) if ending == "sc.dcm" else ()
-        return writer.write(document, _sources(state, digest), *pixels, at=at)
+        return export.export(ending, document, films, settings)
     except UserError as error:
         raise RefusedError(409, str(error)) from None
-
-
-def _saved_at(state: ServerState, report: str) -> str:
-    return state.store.reports.versions(report)[-1]["created"]
-
-
-def _sources(state: ServerState, digest: str) -> list[Any]:
-    """The film's identity, from the bytes as they came. Raises UserError for a film that is no DICOM."""
-    dicom_source = importlib.import_module("cxr_jax.outputs.dicom_source")
-    return [dicom_source.read_source("the film", shelf_of(state).original(digest))]
 
 
 def _text(state: ServerState, report: str, head: Head) -> bytes:

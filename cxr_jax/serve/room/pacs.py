@@ -11,8 +11,6 @@ a server sends is limited in size and time, and a film is read like any upload. 
 """
 
 import hashlib
-import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +18,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from cxr_jax.errors import RunFailedError, UserError
+from cxr_jax.outputs import dicomweb
 from cxr_jax.serve import auth
 from cxr_jax.serve.refusals import RefusedError
 from cxr_jax.serve.room import exports
@@ -30,12 +29,10 @@ from cxr_jax.store.records.users import User
 
 # In the store's folder, which only its owner can write: no request can change it.
 FILE_NAME = "pacs.toml"
-# Looked for by name, since it comes with an extra.
-_CLIENT_MODULE = "cxr_jax.outputs.dicomweb"
 _READER = Depends(auth.reader)
 _UID = r"^[0-9.]{1,64}$"
 # What can be sent: everything that is a DICOM file.
-_SENDABLE = ("sr.dcm", "sc.dcm")
+_SENDABLE = ("sr.dcm", "text.dcm", "sc.dcm")
 # As many as there are attributes to search by.
 _MOST_FILTERS = 5
 
@@ -57,7 +54,7 @@ class Sending(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     report: str = Field(pattern="^[0-9a-f]{16}$")
-    kinds: list[str] = Field(default=["sr.dcm", "sc.dcm"], min_length=1, max_length=2)
+    kinds: list[str] = Field(default=["sr.dcm", "sc.dcm"], min_length=1, max_length=3)
 
 
 class _Peers:
@@ -67,10 +64,9 @@ class _Peers:
         # Read once: a server that changes under a running room would be a surprise.
         path = state.store.folder / FILE_NAME
         self._clients: dict[str, Any] = {}
-        # Without the file there are none, and without the extra none can be talked to.
-        if not path.is_file() or importlib.util.find_spec(_CLIENT_MODULE) is None:
+        # Without the file there are none.
+        if not path.is_file():
             return
-        dicomweb = importlib.import_module(_CLIENT_MODULE)
         for name, server in dicomweb.load_servers(path).items():
             self._clients[name] = dicomweb.Client(server)
 

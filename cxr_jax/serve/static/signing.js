@@ -3,7 +3,7 @@
 import { byId, make, plain, replace } from "./dom.js";
 
 const CONFIDENCES = ["not at all", "slightly", "somewhat", "moderately", "fairly", "very", "completely"];
-const EXPORTS = { json: "JSON", txt: "Text", "sr.dcm": "DICOM SR", "sc.dcm": "Secondary capture", "fhir.json": "FHIR" };
+const EXPORTS = { json: "JSON", txt: "Text", "sr.dcm": "DICOM SR", "text.dcm": "DICOM SR, text", "sc.dcm": "Secondary capture", "fhir.json": "FHIR" };
 
 export class Signing {
   constructor({ report, reading, film, needsPassword, say, signed }) {
