@@ -198,7 +198,7 @@ def test_another_type_of_content_is_refused(client):
 def raw(client, head, *pieces):
     """Send bytes as they are, and give the status and the rest of the answer."""
     address = (client.base_url.host, client.base_url.port)
-    with socket.create_connection(address, timeout=10) as connection:
+    with socket.create_connection(address, timeout=60) as connection:
         connection.sendall(head.replace("\n", "\r\n").encode())
         for piece in pieces:
             connection.sendall(piece)
