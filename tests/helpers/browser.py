@@ -25,6 +25,8 @@ def launched(*more_flags):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("chromium is not installed (apt-get install chromium)")
+    # Machines of tests are slow and shared: what happens late has happened.
+    playwright.expect.set_options(timeout=120_000)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=CHROMIUM, args=[*FLAGS, *more_flags], headless=True
@@ -47,6 +49,7 @@ def page_of(browser, address, width=1440, height=900, allowed=(), path=""):
         viewport={"width": width, "height": height}, accept_downloads=True
     )
     page = context.new_page()
+    page.set_default_timeout(120_000)
     complaints = []
     page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
     page.on("dialog", lambda dialog: (complaints.append("a dialog"), dialog.dismiss()))
