@@ -445,6 +445,11 @@ def finding_of(document: Mapping[str, Any], label: str) -> dict[str, Any]:
     return document["findings"][INDEX[label]]
 
 
+def addenda_of(document: Mapping[str, Any]) -> list[str]:
+    """Give the addenda, each with its time, as every output that shows findings shows them beside these."""
+    return [f"Addendum of {entry['at']}: {entry['text']}" for entry in document["addenda"]]
+
+
 def title_of(document: Mapping[str, Any]) -> str:
     """Say in one line what the document concludes: what is present, then what is possible."""
     # What is certain comes first.

@@ -253,7 +253,14 @@ class _Bundle:
             "subject": self.subject,
             "effectiveDateTime": self.time,
             "issued": self.time,
-            "conclusion": f"{self.reading['notice']} {impression or documents.title_of(self.reading)}",
+            # With what was added since: a client may show the conclusion alone.
+            "conclusion": " ".join(
+                [
+                    self.reading["notice"],
+                    impression or documents.title_of(self.reading),
+                    *documents.addenda_of(self.reading),
+                ]
+            ),
             "presentedForm": [
                 {
                     "contentType": "text/html",

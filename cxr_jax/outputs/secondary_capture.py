@@ -168,7 +168,12 @@ def _write_conclusion(
     drawing_pen: ImageDraw.ImageDraw, reading: Mapping[str, Any], line_top: int
 ) -> None:
     text = reading["report"]["impression"].strip() or documents.title_of(reading)
-    text_lines = _wrap(drawing_pen, clean(text, 4000), WIDTH - _TEXT_LEFT - _MARGIN)
+    # Addenda first: they may correct what is above them, and the end of a long text is cut.
+    text_lines = [
+        text_line
+        for part in (*documents.addenda_of(reading)[::-1], text)
+        for text_line in _wrap(drawing_pen, clean(part, 4000), WIDTH - _TEXT_LEFT - _MARGIN)
+    ]
     # A picture has an end: what does not fit is said to be missing.
     lines_left = (HEIGHT - 2 * _MARGIN - 16 - line_top) // _LINE
     if len(text_lines) > lines_left:

@@ -103,6 +103,11 @@ def findings_dataset(
         imaging_measurements=groups or None,
         title=Code("126000", "DCM", "Imaging Measurement Report"),
     )
+    # The findings stay those that were signed: whoever reads them must see what was corrected since.
+    report[0].ContentSequence.extend(
+        _text(Code("121106", "DCM", "Comment"), text, "CONTAINS")
+        for text in documents.addenda_of(reading)
+    )
     dataset = sr.ComprehensiveSR(
         content=report,
         sop_instance_uid=derive_uid("findings", identity),
@@ -173,7 +178,8 @@ def _group(
 
 def sentences_of(reading: Mapping[str, Any], finding: Mapping[str, Any]) -> list[str]:
     """Give the text that speaks of a finding: sentences of the trace, once signed the fields of the report."""
-    if reading["status"] != "draft":
+    is_changed = finding["state"] != finding["model_state"]
+    if reading["status"] != "draft" or is_changed:
         return [text for text in reading["report"].values() if text]
     # What the model said, as long as nobody else has.
     by_number = {sentence["n"]: sentence["text"] for sentence in reading["trace"]}
@@ -235,7 +241,7 @@ def text_dataset(
             *_chapter(
                 Code("121076", "DCM", "Conclusions"),
                 Code("121077", "DCM", "Conclusion"),
-                [documents.title_of(reading), *(entry["text"] for entry in reading["addenda"])],
+                [documents.title_of(reading), *documents.addenda_of(reading)],
             ),
         ],
         is_sr=True,

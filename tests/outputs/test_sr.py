@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from said import AT, said
 
 from cxr_jax.errors import UserError
-from cxr_jax.outputs import document, secondary_capture, sr
+from cxr_jax.outputs import document, fhir, secondary_capture, sr
 from cxr_jax.outputs.codes import CHOICES
 from cxr_jax.outputs.dicom_source import parse_time, read_source, stamp
 from cxr_jax.outputs.export import KINDS, ExportSettings, FilmFile, export
@@ -76,6 +76,23 @@ def test_what_a_reader_changed_shows_what_the_model_had_said(made):
         and item.ConceptNameCodeSequence[0].CodeValue == "MODELSTATE"
     ]
     assert before == ["Present"]  # the effusion, which the reader denied
+
+
+def test_an_addendum_stands_beside_the_findings_that_it_may_correct(made):
+    """Findings stay those that were signed, so no output may show them without what was added since."""
+    added, other = (
+        document.add_addendum(made.signed, by="r1", at=AT, text=text)
+        for text in ("Correction: the tube is too deep.", "Another text.")
+    )
+    written = as_dataset(sr.write(added, [made.source], at=AT))
+    texts = [item.TextValue for item in sr._walk(written) if item.ValueType == "TEXT"]
+    assert f"Addendum of {AT}: Correction: the tube is too deep." in texts
+    assert sr.read_states(written) == said(added)
+    conclusion = fhir.bundle(added, at=AT)["entry"][0]["resource"]["conclusion"]
+    assert "Correction: the tube is too deep." in conclusion
+    # Burned in: the pictures of two addenda differ, whatever else there is to be read.
+    pages = [secondary_capture.draw(reading, made.pixels) for reading in (added, other)]
+    assert (pages[0] != pages[1]).any()
 
 
 def test_the_same_document_is_the_same_file_and_another_is_another_instance(made):

@@ -15,6 +15,7 @@ class Peer:
     def __init__(self, may_store=True):
         self.server = SimpleNamespace(name="archive", may_store=may_store)
         self.sent, self.asked = [], []
+        self.is_failing = False
 
     def search_studies(self, filters):
         self.asked.append(filters)
@@ -31,6 +32,8 @@ class Peer:
         return b"no film" if instance == "8" else film_file(seed=7)
 
     def store(self, instances):
+        if self.is_failing:
+            raise RunFailedError("server archive: no answer within 30 s")
         self.sent += instances
         return SimpleNamespace(stored=["1.2.4"], refused={})
 
@@ -90,6 +93,15 @@ def test_only_what_is_signed_is_sent(client, monkeypatch):
     assert sent.json() == {"stored": ["1.2.4"], "refused": []}
     assert client.peer.sent == [b"sr.dcm", b"sc.dcm"]
     assert [e.body["params"]["server"] for e in client.store.events("export")] == ["archive"] * 2
+    assert client.store.events("pacs.pushed")[-1].body["stored"] == 1
+    # A server that takes it and never says so has it all the same: that it went out is put down before.
+    monkeypatch.setattr(client.peer, "is_failing", True)
+    assert client.post("/room/pacs/archive/push", json=sending).status_code == 503
+    assert len(client.store.events("export")) == 4 and len(client.store.events("pacs.pushed")) == 1
+    # Where nothing may be sent nothing is put down as sent.
+    monkeypatch.setattr(client.peer.server, "may_store", False)
+    assert client.post("/room/pacs/archive/push", json=sending).status_code == 400
+    assert len(client.store.events("export")) == 4
     assert (
         client.post("/room/pacs/archive/push", json={**sending, "kinds": ["txt"]}).status_code
         == 400

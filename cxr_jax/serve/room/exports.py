@@ -11,7 +11,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.outputs import document as documents
 from cxr_jax.outputs import export, sections
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
-from cxr_jax.serve import auth
+from cxr_jax.serve import asks, auth
 from cxr_jax.serve.refusals import RefusedError
 from cxr_jax.serve.room.images import shelf_of
 from cxr_jax.serve.state import ServerState
@@ -52,7 +52,7 @@ def report_document(state: ServerState, report: str) -> dict[str, Any]:
             return draft
         # Edited, and nobody stands for it yet: a document whose findings and text disagree would mislead.
         revise = functools.partial(documents.revise, draft, newest["fields"])
-        return state.engine.call(revise).result(_SECONDS)
+        return _on_engine(state, revise)
     current_user = state.store.users.by_id(signed["user"])
     sign = functools.partial(
         documents.sign,
@@ -63,7 +63,7 @@ def report_document(state: ServerState, report: str) -> dict[str, Any]:
         report=signed["fields"],
     )
     # The parser reads the signed text with JAX, which one thread owns.
-    document = state.engine.call(sign).result(_SECONDS)
+    document = _on_engine(state, sign)
     for version in versions:
         if version["state"] == "addendum":
             document = documents.add_addendum(
@@ -73,6 +73,21 @@ def report_document(state: ServerState, report: str) -> dict[str, Any]:
                 text=version["body"],
             )
     return document
+
+
+def _on_engine(state: ServerState, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    # A server that stops, or is busy for a minute, is no fault of the report.
+    try:
+        return state.engine.call(make).result(_SECONDS)
+    except (asks.StoppedError, TimeoutError):
+        raise RefusedError(503, "the model is busy", headers={"Retry-After": "5"}) from None
+
+
+def check_unchanged(state: ServerState, newest_row: dict[str, Any]) -> None:
+    """Refuse to hand over an export of a report that was changed while it was made: 409."""
+    # Another tab may save at any time, and an export is put down as that of one version.
+    if state.store.reports.get(newest_row["id"])["version"] != newest_row["version"]:
+        raise RefusedError(409, "the report was changed while it was exported: export it again")
 
 
 def _whole_seconds(at_utc: str) -> str:
@@ -162,6 +177,7 @@ def add_routes(
         # The head of before: the export itself is the event that comes next.
         head = state.store.head()
         content = make_export(state, report, ending, head)
+        check_unchanged(state, newest_row)
         params = {"report": report, "version": newest_row["version"]}
         state.store.exports.add(
             ending,

@@ -161,6 +161,12 @@ def _add_fetching(routes: APIRouter, state: ServerState, peers: _Peers) -> None:
         return film
 
 
+def _check_storing(client: Any) -> None:
+    # Before anything is put down as sent.
+    if not client.server.may_store:
+        raise UserError("may_store is not set for this server: nothing is sent there")
+
+
 def _add_sending(routes: APIRouter, state: ServerState, peers: _Peers) -> None:
     @routes.post("/room/pacs/{server}/push")
     def push(
@@ -185,22 +191,26 @@ def _add_sending(routes: APIRouter, state: ServerState, peers: _Peers) -> None:
             for kind in dict.fromkeys(body.kinds)
         ]
 
-        def question(client: Any) -> Any:
-            return client.store(contents)
+        exports.check_unchanged(state, newest_row)
+        peers.ask(server, _check_storing)
 
-        sent = peers.ask(server, question)
-        # Each is an export of its own, as if somebody had carried it there.
+        # Each is an export of its own, as if somebody had carried it there; put down before it leaves, since a server
+        # that fails, or a kill, does not bring back what was sent.
         for kind, content in zip(dict.fromkeys(body.kinds), contents, strict=True):
             state.store.exports.add(
                 kind,
                 hashlib.sha256(content).hexdigest(),
                 head=head,
                 actor=current_user.actor,
-                params={
-                    "report": body.report,
-                    "version": newest_row["version"],
-                    "server": server,
-                    "refused": len(sent.refused),
-                },
+                params={"report": body.report, "version": newest_row["version"], "server": server},
             )
+
+        def question(client: Any) -> Any:
+            return client.store(contents)
+
+        sent = peers.ask(server, question)
+        # What became of it, where the server has said so.
+        event = {"server": server, "report": body.report}
+        counts = {"stored": len(sent.stored), "refused": len(sent.refused)}
+        state.store.append("pacs.pushed", event | counts, **current_user.actor.as_arguments())
         return {"stored": sent.stored, "refused": list(sent.refused)}
