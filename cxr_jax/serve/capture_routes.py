@@ -442,15 +442,23 @@ def _add_text(routes: APIRouter, capture_desk: CaptureDesk, reader: Any) -> None
     @routes.put("/capture/{capture_id}/text")
     async def save(capture_id: str, request: Request, visitor: Any = reader) -> Response:
         sent_json, after_version = await _json(request), _if_match(request)
-        return await _working(
-            lambda: _save(
-                capture_desk,
-                visitor,
-                capture_desk.own(capture_id, visitor),
-                sent_json,
-                after_version,
-            )
-        )
+
+        def work() -> Response:
+            capture = capture_desk.own(capture_id, visitor)
+            # What the page shows, where it says so: a thought about another film would be learnt as this one's.
+            if sent_json.get("image", capture.image) != capture.image:
+                raise capture_desk.state.auth.refused(
+                    request,
+                    409,
+                    "the page shows another film than the thought is about",
+                    reason="shown",
+                    user=visitor,
+                    param="image",
+                    capture=capture_id,
+                )
+            return _save(capture_desk, visitor, capture, sent_json, after_version)
+
+        return await _working(work)
 
     @routes.delete("/capture/{capture_id}")
     async def erase(capture_id: str, visitor: Any = reader) -> dict[str, Any]:

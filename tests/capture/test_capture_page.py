@@ -162,6 +162,30 @@ def test_the_room_leads_here_with_its_film(chromium, store, tmp_path):
         )
 
 
+def test_a_thought_stays_with_the_film_that_it_was_begun_over(chromium, store, tmp_path):
+    """Begun over one film and answered when another is there: nothing typed now may be put down to the first."""
+    chips.read_text("Warm.")
+    with served(store) as url, browser.page_of(chromium, url, path="/capture") as page:
+        agree(page, tmp_path)
+        held = []
+        page.route("**/capture", lambda route: route.continue_() if held else held.append(route))
+        page.keyboard.type("Edema.")
+        while not held:
+            page.wait_for_timeout(20)
+        (tmp_path / "other.png").write_bytes(png_of(draw_film(330, 300, 1)))
+        first = page.evaluate("location.search")
+        page.set_input_files("#film-file", tmp_path / "other.png")
+        page.wait_for_function("first => location.search !== first", arg=first)
+        second = page.evaluate("new URLSearchParams(location.search).get('image')")
+        held[0].continue_()
+        expect(page.locator("#text")).to_have_value("")
+        page.fill("#text", "Left effusion.")
+        page.locator("#review .mark").first.click()
+        save(page)
+    [thought] = Captures(store).of_user("local")
+    assert thought.image == second and thought.versions[-1].text == "Left effusion."
+
+
 def test_typing_alone_by_the_keyboard(chromium, store, tmp_path):
     chips.read_text("Warm.")
     with served(store) as url, browser.page_of(chromium, url, path="/capture", width=1024) as page:

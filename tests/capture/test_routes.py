@@ -180,6 +180,10 @@ def test_bad_requests_are_refused_in_one_line(room, film):
         (400, save(room, capture_id, **good | {"looked": [True]})),
         (400, save(room, capture_id, **good | {"text": "  "})),
         (409, save(room, capture_id, 3, **good)),
+        # The page shows another film, or none: the text is not about the thought's.
+        (409, save(room, capture_id, **good | {"image": "0" * 64})),
+        (409, save(room, capture_id, **good | {"image": None})),
+        (428, room.put(f"{url}/text", json=good, headers={"If-Match": "²".encode("latin-1")})),
         (
             400,
             save(

@@ -21,6 +21,8 @@ const page = {
   unseen: 0,
   heardUntil: 0, // seconds of the recording whose words are in the text
   confirming: null, // which button waits for its second press
+  films: 0, // counts films that were asked for: the last one is shown
+  thoughts: 0, // counts thoughts: what comes late is of an earlier one
 };
 const viewer = new Viewer(find("film-base"), find("film-overlay"));
 const looked = new Looked();
@@ -59,12 +61,13 @@ function say(id, message, isBad = false) {
 
 // ---- The film --------------------------------------------------------------------------------------
 
-async function showFilm(sha) {
+async function showFilm(sha, turn = ++page.films) {
   const info = await ask("GET", `/room/images/${sha}/info`);
   const answer = await fetch(`/room/images/${sha}/pixels`, { credentials: "same-origin" });
   if (!answer.ok) throw new Error(`the film was not fetched (${answer.status})`);
   const bytes = await answer.arrayBuffer();
   if (bytes.byteLength !== 2 * info.rows * info.columns) throw new Error("the film came incomplete");
+  if (turn !== page.films) return;
   page.image = sha;
   viewer.show(info, new Uint16Array(bytes));
   find("no-film").hidden = true;
@@ -104,9 +107,11 @@ find("film-file").addEventListener("change", async (event) => {
   form.append("file", file, "film");
   // A name may be a patient's: it leaves the page again, and never reaches the server.
   event.target.value = "";
+  const turn = ++page.films;
   try {
     say("gate", "reading the film ..");
-    await showFilm((await ask("POST", "/room/images", { body: form })).sha256);
+    const { sha256 } = await ask("POST", "/room/images", { body: form });
+    if (turn === page.films) await showFilm(sha256, turn);
   } catch (error) {
     say("gate", error.message);
   }
@@ -116,8 +121,9 @@ find("film-file").addEventListener("change", async (event) => {
 
 async function forgetThought() {
   microphone.close();
+  page.thoughts += 1;
   microphone = makeMicrophone();
-  Object.assign(page, { capture: null, version: 0, heardUntil: 0, confirming: null });
+  Object.assign(page, { beginning: null, capture: null, version: 0, heardUntil: 0, confirming: null });
   text.value = "";
   chips.load(null);
   looked.follow("");
@@ -131,15 +137,32 @@ async function forgetThought() {
 async function thought() {
   if (page.capture) return page.capture;
   if (!page.beginning) {
+    const turn = page.thoughts;
     page.beginning = ask("POST", "/capture", { json: { image: page.image, consent_sha256: page.agreed } })
-      .then(({ id }) => { page.capture = id; return id; })
-      .finally(() => { page.beginning = null; });
+      .then(async ({ id }) => {
+        // Begun over the film before: what is said or typed now is not about that one.
+        if (turn !== page.thoughts) {
+          await ask("DELETE", `/capture/${id}`);
+          throw new Error("another film is shown now");
+        }
+        page.capture = id;
+        return id;
+      })
+      .finally(() => { if (turn === page.thoughts) page.beginning = null; });
   }
   return page.beginning;
 }
 
 async function openThought(id) {
+  const turn = page.thoughts;
   const document_ = await ask("GET", `/capture/${id}`);
+  if (turn !== page.thoughts) return;
+  // Text of one film under another would be learnt as that one's.
+  if (document_.image !== page.image) {
+    if (!document_.image) throw new Error("this thought is about no film: open it before a film is shown");
+    await showFilm(document_.image);
+    if (page.image !== document_.image) return;
+  }
   await forgetThought();
   Object.assign(page, { capture: id, version: document_.version, heardUntil: document_.seconds || 0 });
   text.value = document_.text || "";
@@ -173,11 +196,16 @@ async function listEarlier() {
 // ---- Talking ---------------------------------------------------------------------------------------
 
 function makeMicrophone() {
+  const turn = page.thoughts;
+  let id = null;
   return new Microphone({
-    send: async (number, key, blob) => ask("PUT", `/capture/${await thought()}/audio/${number}`, {
-      body: blob,
-      headers: { "Idempotency-Key": key, "Content-Type": "application/octet-stream" },
-    }),
+    send: async (number, key, blob) => {
+      // The last second comes when the microphone is closed: by then another thought may be there, and it is not its.
+      if (turn === page.thoughts) id = await thought();
+      if (!id) return null;
+      const headers = { "Idempotency-Key": key, "Content-Type": "application/octet-stream" };
+      return ask("PUT", `/capture/${id}/audio/${number}`, { body: blob, headers });
+    },
     changed: () => {
       const waiting = microphone.waiting;
       if (waiting > 1) say("hearing", `${waiting} seconds are kept here until the server has them`);
@@ -215,10 +243,11 @@ async function release() {
 async function letGo() {
   find("talk").setAttribute("aria-pressed", "false");
   if (!microphone.isTalking) return;
+  const turn = page.thoughts;
   try {
     say("hearing", "sending ..");
     const pieces = await microphone.rest();
-    if (pieces) await hear(pieces, microphone.mime);
+    if (pieces && turn === page.thoughts) await hear(pieces, microphone.mime);
   } catch (error) {
     say("hearing", error.message);
   }
@@ -336,11 +365,13 @@ find("save").addEventListener("click", async () => {
   // A speech model that has lost a "no" leaves no word to mark: so what is affirmed is read once more.
   const present = chips.present.join(", ") || "nothing";
   if (!isConfirmed("save", `Present: ${present}. Press Save again if that is what you mean.`)) return;
+  const turn = page.thoughts;
   try {
     const saved = await ask("PUT", `/capture/${page.capture}/text`, {
-      json: { text: text.value, labels: chips.labels, looked: [...looked.numbers] },
+      json: { text: text.value, labels: chips.labels, looked: [...looked.numbers], image: page.image },
       headers: { "If-Match": String(page.version) },
     });
+    if (turn !== page.thoughts) return;
     page.version = saved.version;
     const differ = saved.contradictions.length ? `; ${saved.contradictions.length} contradictions: no row yet` : "";
     say("status", `saved as version ${saved.version}, ${new Date().toLocaleTimeString()}${differ}`);
