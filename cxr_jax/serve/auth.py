@@ -33,6 +33,8 @@ CSRF_HEADER = "X-CSRF-Token"
 _SAFE_METHODS = ("GET", "HEAD")
 # Refusals a minute that become events of their own; a flood of them must not become a flood of the chain.
 _REFUSALS_A_MINUTE = 60
+# Passwords that are checked or wait to be; so a flood of them, or of tries beside each other, stays small.
+_LOG_INS = 8
 # An event has an actor always; this one has no row among the users.
 NOBODY = Actor("nobody", "none")
 
@@ -46,6 +48,8 @@ class Auth:
         self._recent: deque[float] = deque()
         self._unwritten = 0
         self._lock = threading.Lock()
+        # Each waits for its turn at 64 MiB of hashing, on a thread of those that logged-in readers need.
+        self._log_ins = threading.BoundedSemaphore(_LOG_INS)
 
     # ---- Who is asking -----------------------------------------------------------------------------------------------
 
@@ -192,6 +196,9 @@ class Auth:
         """
         # Which handle was tried is in no event: people type their password into the wrong field.
         tried = self._store.opaque("handle", handle)
+        if not self._log_ins.acquire(blocking=False):
+            busy = {"Retry-After": "1"}
+            raise RefusedError(429, "too many log in at once; try again", headers=busy)
         try:
             user = self._store.users.check(handle, password)
         except TooManyTriesError as error:
@@ -200,6 +207,8 @@ class Auth:
             )
             refusal.headers["Retry-After"] = str(error.retry_after)
             raise refusal from None
+        finally:
+            self._log_ins.release()
         if user is None:
             raise self.refused(
                 request, 401, "handle or password is wrong", reason="password", handle_ref=tried

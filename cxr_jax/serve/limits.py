@@ -38,6 +38,7 @@ class Limits:
         body_seconds: for a body to arrive in full.
         send_seconds: for one piece of an answer to be taken.
         decoders: films that are decoded at a time.
+        waiting_bytes: of bodies that have come and are not answered yet, of all clients together.
     """
 
     body_bytes: int = 1 * MEBIBYTE
@@ -59,6 +60,7 @@ class Limits:
     body_seconds: float = 60.0
     send_seconds: float = 30.0
     decoders: int = 2
+    waiting_bytes: int = 1024 * MEBIBYTE
 
     def body_limit(self, path: str) -> int:
         """Say how many bytes a body for this path may have."""
@@ -74,7 +76,7 @@ class Limits:
 
 
 class BodyGuard:
-    """Refuses bodies that are too large (413) or too slow (408), as ASGI middleware.
+    """Refuses bodies that are too large (413), too slow (408) or too many at once (503), as ASGI middleware.
 
     A declared length is refused before a byte is read; without one the bytes are counted as they come, and the routes
     see the refusal where they read on.
@@ -83,6 +85,8 @@ class BodyGuard:
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         """Stand before an application."""
         self.app, self.limits = app, limits
+        # Of all requests together; on the loop alone, so it needs no lock.
+        self._waiting_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, with its body counted."""
@@ -104,11 +108,11 @@ class BodyGuard:
 
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.limits.body_seconds
-        received_bytes, is_complete = 0, False
+        received_bytes, held_bytes, is_complete = 0, 0, False
 
         # The routes call this in place of the server's own; they need not know of it.
         async def counted_receive() -> Message:
-            nonlocal received_bytes, is_complete
+            nonlocal received_bytes, held_bytes, is_complete
             if is_complete:  # what comes after the body is the client's leaving
                 return await receive()
             # One deadline for the whole body: a byte a second would outlast any limit between two pieces.
@@ -120,14 +124,35 @@ class BodyGuard:
                 ) from None
             if message["type"] == "http.request":
                 # Counted here and not by the routes, so that none can forget it.
-                received_bytes += len(message.get("body", b""))
+                piece_bytes = len(message.get("body", b""))
+                received_bytes += piece_bytes
+                # Each is within its limit, and hundreds of them would still fill the memory.
+                if self._waiting_bytes + piece_bytes > self.limits.waiting_bytes:
+                    raise _busy()
+                self._waiting_bytes += piece_bytes
+                held_bytes += piece_bytes
                 is_complete = not message.get("more_body", False)
                 if received_bytes > most_bytes:
                     too_large.headers["Connection"] = "close"
                     raise too_large
             return message
 
-        await self.app(scope, counted_receive, send)
+        # A stream has let go of its body long before it ends.
+        async def releasing_send(message: Message) -> None:
+            nonlocal held_bytes
+            self._waiting_bytes -= held_bytes
+            held_bytes = 0
+            await send(message)
+
+        try:
+            await self.app(scope, counted_receive, releasing_send)
+        finally:
+            self._waiting_bytes -= held_bytes
+
+
+def _busy() -> RefusedError:
+    headers = {"Retry-After": "2", "Connection": "close"}
+    return RefusedError(503, "too many large bodies at once", code="busy", headers=headers)
 
 
 def _declared_length(scope: Scope) -> int | None:

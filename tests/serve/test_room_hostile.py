@@ -1,10 +1,18 @@
 """What a room must outlast: numbers that are none, names that no database takes, a store that fails under a reading."""
 
+import asyncio
+import threading
+
 import pytest
-from room_client import events, read, room, upload
+from fastapi.testclient import TestClient
+from room_client import READING, events, read, room, upload
+from room_servers import scripted_state
+from scripted_engine import ScriptedEngine
 
 from cxr_jax.errors import RunFailedError
-from cxr_jax.serve import study_routes
+from cxr_jax.serve import auth, study_routes
+from cxr_jax.serve.app import create_app
+from cxr_jax.serve.limits import BodyGuard, Limits
 from cxr_jax.serve.refusals import RefusedError
 
 
@@ -78,3 +86,72 @@ def test_a_film_that_was_cut_off_leaves_nothing(client):
     (folder / ".part-x").write_bytes(b"half a film")
     assert not list(type(client.state.films)(folder).folder.glob(".part-*"))
     assert client.get(f"/room/images/{client.image}/info").status_code == 200
+
+
+# ---- Many at once --------------------------------------------------------------------------------------
+
+
+def test_bodies_together_have_a_limit_that_their_answers_give_back():
+    """One body within its limit is no fault; hundreds of them at a time would fill the memory."""
+    guard = BodyGuard(None, Limits(waiting_bytes=100))
+    inside, told = [], []
+
+    async def send(message):
+        told.append(message)
+
+    async def ask(size, then=None):
+        async def receive():
+            return {"type": "http.request", "body": bytes(size), "more_body": False}
+
+        async def answer(scope, receive, send):
+            inside.append(len((await receive())["body"]))
+            if then is not None:
+                await then()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            assert guard._waiting_bytes == 0 or then is None
+
+        guard.app = answer
+        scope = {"type": "http", "path": "/x", "headers": []}
+        await guard(scope, receive, send)
+
+    async def while_it_waits():
+        with pytest.raises(RefusedError, match="at once"):
+            await ask(60)
+
+    asyncio.run(ask(60, while_it_waits))
+    asyncio.run(ask(60))
+    assert inside == [60, 60] and guard._waiting_bytes == 0
+
+
+def test_who_asks_at_once_shares_one_reading(tmp_path):
+    """Of two who begin a reading at the same time one joins the other's, and a stop of both stops the engine."""
+    gate = threading.Event()
+    engine = ScriptedEngine(READING, gate=gate)
+    with room(tmp_path / "store", engine) as client:
+        body = {"image": upload(client)}
+        threads = [
+            threading.Thread(target=client.post, args=("/room/readings",), kwargs={"json": body})
+            for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert engine.submitted == 1
+        gate.set()
+
+
+def test_a_flood_of_passwords_does_not_take_all_threads(tmp_path):
+    with room(tmp_path / "store") as client:
+        for _ in range(auth._LOG_INS):
+            client.state.auth._log_ins.acquire()
+        answer = client.post("/login", json={"handle": "anna", "password": "wrong password"})
+        assert answer.status_code == 429 and answer.headers["Retry-After"] == "1"
+
+
+def test_without_a_store_films_are_for_this_machine_alone():
+    """A file of keys opens /v1 to others, and nothing else: nobody can log in where nothing is kept."""
+    state = scripted_state(host="0.0.0.0", public_hosts=("room.example",))
+    with TestClient(create_app(state), base_url="http://room.example") as client:
+        assert client.post("/room/images", files={"file": ("x", b"x")}).status_code == 401
+        assert client.get(f"/room/images/{'0' * 64}/pixels").status_code == 401

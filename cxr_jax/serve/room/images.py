@@ -45,10 +45,12 @@ async def read_upload(request: Request, most_bytes: int) -> bytes:
 
 
 def reader_of(state: ServerState) -> Any:
-    """Give the dependency that says who is asking; without a store everybody is one reader."""
+    """Give the dependency that says who is asking; without a store everybody at this machine is one reader."""
 
     def nobody(request: Request) -> None:
-        return None
+        # Keys of a file are for /v1 alone: whoever comes from elsewhere has nothing to show here.
+        if not auth.is_private(state.settings):
+            raise RefusedError(401, "this server has no store, so nobody can log in")
 
     return Depends(nobody if state.auth is None else auth.reader)
 

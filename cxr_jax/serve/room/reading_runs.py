@@ -95,8 +95,15 @@ class Run:
         """Hand the ask to the engine; the rest happens by itself. Raises what `Engine.submit` raises."""
         # First, so that a full queue is told before anything is promised.
         self.job = self._state.engine.submit(self.order.ask, self._said.put)
+        # Whoever wanted it may have gone while its prompt was made.
+        if not self.askers:
+            self.job.cancel()
         thread = threading.Thread(target=self._follow, name="reading", daemon=True)
         thread.start()
+
+    def give_up(self) -> None:
+        """Tell those who have joined meanwhile that it could not be begun."""
+        self._tell("error", {"message": "the reading could not be begun"}, is_last=True)
 
     # ---- Those who listen --------------------------------------------------------------------------------------------
 
@@ -261,12 +268,19 @@ class Runs:
             if running is not None and not running.has_ended:
                 running.askers.add(current_user.id)
                 return
-        # Outside of the lock: the engine may take its time.
-        run = Run(self._state, order, current_user)
+            # Before it starts: of two who ask at once the second joins, and a stop finds the one that runs.
+            run = self._runs[order.name] = Run(self._state, order, current_user)
         body = {"reading": order.name, "image": order.film["sha256"]}
-        run.start()
+        try:
+            # Outside of the lock: the engine may take its time.
+            run.start()
+        except BaseException:
+            run.give_up()
+            with self._lock:
+                if self._runs.get(order.name) is run:
+                    del self._runs[order.name]
+            raise
         with self._lock:
-            self._runs[order.name] = run
             # The oldest that have ended go first; those under way are at most as many as the engine admits.
             ended = [name for name, other in self._runs.items() if other.has_ended]
             for name in ended[: max(0, len(self._runs) - _KEPT)]:
@@ -281,6 +295,7 @@ class Runs:
                 return False
             running.askers.discard(current_user.id)
             is_wanted = bool(running.askers)
-        if not is_wanted and not running.has_ended:
+        # Without a job it is just being begun, and looks itself whether anybody is left.
+        if not is_wanted and not running.has_ended and running.job is not None:
             running.job.cancel()
         return True

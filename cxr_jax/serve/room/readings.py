@@ -12,6 +12,7 @@ Events: gate, sentence (one each, numbered, with its claims), answer, contradict
 import asyncio
 import queue
 import re
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -36,6 +37,7 @@ _READER = Depends(auth.reader)
 _HASH = r"^[0-9a-f]{64}$"
 _KEEP_ALIVE_SECONDS = 15.0  # proxies close what is silent for a minute
 _ANSWER_SECONDS = 120.0  # for a follow-up, from the first token to the last
+_QUESTIONS = 8  # at a time: each holds a thread of those that all other requests need
 
 
 class NewReading(BaseModel):
@@ -175,6 +177,8 @@ def _add_routes(routes: APIRouter, state: ServerState, runs: Runs) -> None:
 
 
 def _add_question_route(routes: APIRouter, state: ServerState) -> None:
+    places = threading.BoundedSemaphore(_QUESTIONS)
+
     @routes.post("/room/readings/{name}/ask")
     def ask(
         request: Request, name: str, body: Question, current_user: User = _READER
@@ -186,7 +190,12 @@ def _add_question_route(routes: APIRouter, state: ServerState) -> None:
         if not state.capabilities.chat:
             why = state.capabilities.why_not.get("chat", "the model answers no questions")
             raise RefusedError(409, why)
-        completion = _answer(state, stored_row, body.text)
+        if not places.acquire(blocking=False):
+            raise RefusedError(429, "as many questions wait as may", headers={"Retry-After": "2"})
+        try:
+            completion = _answer(state, stored_row, body.text)
+        finally:
+            places.release()
         # Their hashes: what was said is no part of the report, and may have to be forgotten.
         event = {
             "reading": name,

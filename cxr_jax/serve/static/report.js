@@ -315,13 +315,15 @@ export class Report {
     const { turn } = this;
     const isSaved = await this.save();
     if (!isSaved || this.turn !== turn) throw new Error("The report is not saved yet: it can be signed when it is.");
-    const answer = await request("POST", `/room/reports/${this.id}/sign`, this.bound(body), this.matching());
+    const headers = this.named("sign", { meaning: body.meaning, confidence: body.confidence });
+    const answer = await request("POST", `/room/reports/${this.id}/sign`, this.bound(body), headers);
     if (this.turn === turn) this.takeSignature(answer);
   }
 
   async addAddendum(text) {
     const { turn } = this;
-    const answer = await request("POST", `/room/reports/${this.id}/addendum`, this.bound({ text }), this.matching());
+    const headers = this.named("addendum", text);
+    const answer = await request("POST", `/room/reports/${this.id}/addendum`, this.bound({ text }), headers);
     if (this.turn === turn) this.takeSignature(answer);
   }
 
@@ -343,6 +345,13 @@ export class Report {
   bound(body) {
     const { image, reading } = this.shown();
     return { ...body, shown: { image, reading: this.reading === null ? null : reading } };
+  }
+
+  // Sent again after an answer was lost it has the same name, and is answered as it was the first time.
+  named(kind, body) {
+    const content = JSON.stringify([kind, this.id, this.version, body]);
+    if (this.request?.content !== content) this.request = { content, key: newKey() };
+    return { ...this.matching(), "Idempotency-Key": this.request.key };
   }
 
   matching() {
