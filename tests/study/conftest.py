@@ -51,11 +51,11 @@ def hand_made_case(number):
     )
 
 
-def make_study(path, **values):
+def make_study(path, make_case=hand_made_case, **values):
     """Create, seal and open a study; 6 cases and one practice film an arm."""
     protocol = make_protocol(**({"name": "t", "readers": 2, "washout_days": 28} | values))
-    cases = [hand_made_case(number) for number in range(6)]
-    practice = [hand_made_case(number) for number in range(6, 9)]
+    cases = [make_case(number) for number in range(6)]
+    practice = [make_case(number) for number in range(6, 9)]
     folder = StudyFolder(path)
     folder.create(protocol, CaseSet(tuple(cases), tuple(practice), True))
     with manage.open_study(path) as study:

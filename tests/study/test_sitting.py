@@ -1,7 +1,9 @@
 """Sittings: the server decides what is next, binds answers to what was shown, and forgets nothing it acknowledged."""
 
+import contextlib
 import itertools
 import json
+import sqlite3
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -230,6 +232,37 @@ def test_lost_tail_is_told_by_a_head_that_was_kept(study):
     number, _, digest = head.partition(":")
     missing = manage.verify(study.path, [f"{int(number) + 5}:{digest}"])
     assert missing and "8" in missing[0]
+
+
+@pytest.fixture
+def edited(study, store):
+    """Edit the database of a study in which one answer was signed, past its triggers."""
+    do_task(Sitting(study, store), ANNA)
+    store.close()
+
+    def run(*statement):
+        with contextlib.closing(sqlite3.connect(study.path / "room.db")) as database, database:
+            names = database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+            for (name,) in names.fetchall():
+                database.execute(f"DROP TRIGGER {name}")
+            assert database.execute(*statement).rowcount == 1
+
+    assert manage.verify(study.path) == []
+    return run
+
+
+def test_changed_byte_of_an_event_is_named(study, edited):
+    edited(
+        "UPDATE event SET body = replace(body, '\"confidence\":4', '\"confidence\":5') WHERE seq = 7"
+    )
+    problems = manage.verify(study.path)
+    assert problems and "7" in problems[0] and not any("json" in problem for problem in problems)
+
+
+def test_changed_byte_of_an_answer_is_named(study, edited):
+    edited("UPDATE answer SET body = replace(body, '\"Edema\":10', '\"Edema\":90')")
+    [problem] = manage.verify(study.path)
+    assert "answer" in problem
 
 
 def test_steps_out_of_turn_are_refused(study):

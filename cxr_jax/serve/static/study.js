@@ -9,13 +9,17 @@ import { Viewer } from "./viewer.js";
 const viewer = new Viewer(byId("film"), byId("overlay"));
 byId("film").viewer = viewer;
 const NAMES = {
-  "": "Without AI",
-  labels: "Labels of the AI",
-  "labels draft": "Labels and draft of the AI",
-  "labels sentences draft": "Labels, reasoning and draft of the AI",
+  "": "The next films: without AI",
+  labels: "The next films: with the AI's findings",
+  "labels draft": "The next films: with the AI's findings and draft report",
+  "labels sentences draft": "The next films: with the AI's findings, reasoning and draft report",
 };
+const FLAG_OF_KEY = { w: "wrong", s: "side", m: "missing", o: "overconfident" };
 let task = null; // {id, path, binding, clock, form}
 
+let steps = 0;
+/** Count what has been put before the reader, for programs that drive the page. */
+const stepDone = () => (document.body.dataset.step = String((steps += 1)));
 const newName = () => crypto.randomUUID().replaceAll("-", "");
 
 async function start() {
@@ -41,13 +45,16 @@ async function next() {
   }
   byId("stamp").hidden = !following.simulated;
   if (following.kind === "done") return card("Done", "You have read everything. Thank you.", null);
+  byId("place").textContent = "";
   if (following.kind === "ratings") return rate(following.task, following.items);
   if (following.kind === "questionnaire") return questionnaire(following);
-  byId("place").textContent = `Session ${following.session} of ${following.sessions}, film ${following.position} of ${following.of}`;
+  const kind = following.practice ? " (practice)" : "";
+  byId("place").textContent = `Session ${following.session} of ${following.sessions}, film ${following.position} of ${following.of}${kind}`;
   const open = () => openTask(following).catch(say);
   if (!following.card) return open();
-  const practice = following.practice ? " The next films are practice." : "";
-  card(NAMES[following.shows.join(" ")] ?? following.shows.join(", "), `The form stays the same.${practice} Errors occur.`, open);
+  const practice = following.practice ? " The first of them is practice and counts for nothing." : "";
+  const errors = following.shows.length ? " The AI makes mistakes: hold what it says against the film." : "";
+  card(NAMES[following.shows.join(" ")] ?? following.shows.join(", "), `The form is the same for all films.${practice}${errors} Time counts until you sign; B pauses it.`, open);
 }
 
 async function openTask(following) {
@@ -64,9 +71,15 @@ async function openTask(following) {
   const form = new Form(opened, () => saveSoon());
   task = { id: following.task, path, page, clock, form, shown: opened.shown_sha256, version: opened.version, timer: null };
   byId("remark").textContent = "";
+  byId("saved").textContent = "";
   // Two frames: the first is asked for, after the second it has been painted.
-  requestAnimationFrame(() => requestAnimationFrame(() => clock.tell(opened.resumed ? "task_resumed" : "task_shown")));
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    clock.tell(opened.resumed ? "task_resumed" : "task_shown");
+    if (Object.keys(opened.shown).length) clock.tell("ai_shown");
+  }));
+  byId("form-side").scrollTop = 0;
   byId("viewport").focus();
+  stepDone();
 }
 
 function filmOf({ rows, columns }) {
@@ -79,6 +92,7 @@ function filmOf({ rows, columns }) {
 const binding = () => ({ page: task.page, shown_sha256: task.shown });
 
 function saveSoon() {
+  if (!task) return;
   task.clock.tellOnce("first_edit");
   clearTimeout(task.timer);
   task.timer = setTimeout(() => save().catch(say), 400);
@@ -87,6 +101,7 @@ function saveSoon() {
 /** Save what the form holds; the same request is sent until it is answered. */
 async function save() {
   const mine = task;
+  if (!mine || mine.isOver) return;
   clearTimeout(mine.timer);
   if (mine.saving) await mine.saving.catch(() => {});
   const body = { ...binding(), idem_key: newName(), version: mine.version, answer: mine.form.answer() };
@@ -113,25 +128,42 @@ function sendEvents(path, page, events) {
 }
 
 async function sign() {
-  if (!task) return;
-  const missing = task.form.missing();
-  if (missing) return void (byId("remark").textContent = missing);
-  task.clock.tell("sign");
-  await save();
-  await task.clock.flush();
-  const confidence = task.form.confidence;
-  const body = { ...binding(), idem_key: newName(), version: task.version, confidence };
-  const signed = await insist("POST", `${task.path}/sign`, body);
-  task.clock.stop();
-  if (signed.items.length) return rate(task.id, signed.items);
-  await next();
+  const mine = task;
+  // Once: keys repeat, and buttons are pressed twice.
+  if (!mine || mine.isSigning || document.body.classList.contains("paused")) return;
+  const missing = mine.form.missing();
+  byId("remark").textContent = missing && `Not signed yet: ${missing}.`;
+  if (missing) return;
+  mine.isSigning = true;
+  try {
+    mine.clock.tell("sign");
+    await save();
+    await mine.clock.flush();
+    const body = { ...binding(), idem_key: newName(), version: mine.version, ...mine.form.signature() };
+    const signed = await insist("POST", `${mine.path}/sign`, body);
+    leave(mine);
+    if (signed.items.length) return rate(mine.id, signed.items);
+    await next();
+  } finally {
+    mine.isSigning = false;
+  }
+}
+
+/** Let a task go: nothing of it is saved or timed any more. */
+function leave(mine) {
+  mine.isOver = true;
+  clearTimeout(mine.timer);
+  mine.clock.stop();
+  task = null;
 }
 
 async function skip() {
   const reason = prompt("Why can this film not be judged?");
-  if (!reason || !task) return;
-  task.clock.stop();
-  await insist("POST", `${task.path}/skip`, { ...binding(), idem_key: newName(), reason });
+  const mine = task;
+  if (!reason || !mine) return;
+  await save();
+  await insist("POST", `${mine.path}/skip`, { ...binding(), idem_key: newName(), reason });
+  leave(mine);
   await next();
 }
 
@@ -143,44 +175,62 @@ function card(title, text, go) {
   const button = go && make("button", { className: "main-action", text: "Go on", type: "button", on: { click: go } });
   replace(byId("card"), make("h1", { text: title }), make("p", { text }), button);
   button?.focus();
+  stepDone();
+}
+
+/** Questions with a button that sends them once all are answered, and once only. */
+function questions(parts, rows, given, label, send) {
+  byId("reading").hidden = true;
+  byId("card").hidden = false;
+  byId("card").scrollTop = 0;
+  const remark = make("p", { role: "alert" });
+  const done = async () => {
+    const left = rows.length - Object.keys(given).length;
+    remark.textContent = left ? `${left} of ${rows.length} questions are not answered yet.` : "";
+    if (left) return;
+    button.disabled = true;
+    await send();
+    await next();
+  };
+  const fail = (error) => {
+    remark.textContent = plain(error.message, 300);
+    button.disabled = false;
+    say(error);
+  };
+  const button = make("button", { className: "main-action", type: "button", text: label, on: { click: () => done().catch(fail) } });
+  replace(byId("card"), ...parts, ...rows, button, remark);
+  stepDone();
 }
 
 function scale(name, question, points, chosen) {
   const buttons = points.map((text, number) =>
-    make("button", { type: "button", text: `${number + 1}  ${text}`, "aria-pressed": "false", on: { click: () => {
+    make("button", { type: "button", text: points.length > 7 ? text : `${number + 1}  ${text}`, "aria-pressed": "false", on: { click: () => {
       chosen[name] = number + 1;
       buttons.forEach((button, index) => button.setAttribute("aria-pressed", String(index === number)));
     } } }));
-  return make("div", {}, make("h2", { text: question }), make("div", { className: "points" }, ...buttons));
+  // Numbers stand in a line, sentences one under the other.
+  const className = points.length > 7 ? "points short" : "points";
+  return make("div", {}, make("h2", { text: question }), make("div", { className }, ...buttons));
 }
 
 function rate(id, items) {
-  byId("reading").hidden = true;
-  byId("card").hidden = false;
   const ratings = {};
-  const done = async () => {
-    if (Object.keys(ratings).length < items.length) return;
-    await insist("POST", `/study/tasks/${id}/ratings`, { ratings, idem_key: newName() });
-    await next();
-  };
-  const button = make("button", { className: "main-action", type: "button", text: "Next film", on: { click: () => done().catch(say) } });
-  replace(byId("card"), ...items.map((item) => scale(item.name, item.question, item.points, ratings)), button);
+  const parts = [make("h1", { text: "The film that you have signed" }), make("p", { text: "These questions are not timed." })];
+  const rows = items.map((item) => scale(item.name, item.question, item.points, ratings));
+  const send = () => insist("POST", `/study/tasks/${id}/ratings`, { ratings, idem_key: newName() });
+  questions(parts, rows, ratings, "Next film", send);
 }
 
 function questionnaire({ session, tlx, sus }) {
-  byId("card").hidden = false;
   const given = {};
   const agree = ["strongly disagree", "disagree", "neither", "agree", "strongly agree"];
   const loads = ["none", "10", "20", "30", "40", "50", "60", "70", "80", "90", "the most"];
   const rows = [...tlx.map((name) => scale(`t ${name}`, name, loads, given)), ...sus.map((text, n) => scale(`s ${n}`, text, agree, given))];
-  const done = async () => {
-    if (Object.keys(given).length < rows.length) return;
+  const send = () => {
     const answers = { tlx: tlx.map((name) => 10 * (given[`t ${name}`] - 1)), sus: sus.map((_, n) => given[`s ${n}`]) };
-    await insist("POST", "/study/questionnaire", { session, answers });
-    await next();
+    return insist("POST", "/study/questionnaire", { session, answers });
   };
-  const button = make("button", { className: "main-action", type: "button", text: "Done", on: { click: () => done().catch(say) } });
-  replace(byId("card"), make("h1", { text: `End of session ${session}` }), ...rows, button);
+  questions([make("h1", { text: `End of session ${session}` })], rows, given, "Done", send);
 }
 
 function say(error) {
@@ -198,17 +248,43 @@ function pause() {
   task.clock.tell(isPaused ? "pause" : "resume");
 }
 
+let isFlagging = false;
+let zoomTimer = null;
 document.addEventListener("keydown", (event) => {
   if (!task) return;
   task.clock.input();
   if (event.ctrlKey && event.key === "Enter") return void sign().catch(say);
   if (event.altKey && event.key.toLowerCase() === "a") return void (event.preventDefault(), task.form.restAbsent());
+  if (event.key === "Escape") byId("viewport").focus();
   if (/TEXTAREA|INPUT|SELECT/.test(event.target.tagName) || event.ctrlKey || event.altKey) return;
   const key = event.key.toLowerCase();
   if (key === "b") pause();
+  // A pause covers everything: no key works behind it.
+  if (document.body.classList.contains("paused")) return;
+  const flag = isFlagging && FLAG_OF_KEY[key];
+  isFlagging = key === "f";
+  if (flag) return task.form.flag(flag);
   if (key === "i") viewer.invert();
-  if (key === " " && event.target.tagName !== "BUTTON") viewer.show(viewer.film, viewer.stored.levels);
+  if (key === " " && event.target.tagName !== "BUTTON") viewer.reset();
+  if (key === "j" || key === "k") task.form.step(key === "j" ? 1 : -1);
+  if (/^[1-7]$/.test(key)) task.form.setConfidence(Number(key));
+  if (key === "+" || key === "-") zoom(key === "+" ? 1.25 : 0.8);
+  if (key === "=") viewer.fit();
 });
+
+function zoom(factor, x, y) {
+  viewer.zoomBy(factor, x, y);
+  // A turn of the wheel is one event and not fifty.
+  clearTimeout(zoomTimer);
+  zoomTimer = setTimeout(() => task?.clock.tell("zoom"), 300);
+}
+
+byId("viewport").addEventListener("wheel", (event) => {
+  if (!task || !viewer.film) return;
+  event.preventDefault();
+  const box = byId("viewport").getBoundingClientRect();
+  zoom(event.deltaY < 0 ? 1.1 : 1 / 1.1, (event.clientX - box.x) * devicePixelRatio, (event.clientY - box.y) * devicePixelRatio);
+}, { passive: false });
 
 let drag = null;
 byId("viewport").addEventListener("pointerdown", (event) => {
@@ -229,7 +305,7 @@ byId("viewport").addEventListener("pointerup", () => {
 document.addEventListener("visibilitychange", () => task?.clock.tell(document.hidden ? "hidden" : "visible"));
 for (const [id, call] of [["sign", sign], ["skip", skip], ["pause", pause]]) byId(id).addEventListener("click", () => Promise.resolve(call()).catch(say));
 byId("invert").addEventListener("click", () => viewer.film && viewer.invert());
-byId("reset").addEventListener("click", () => viewer.film && viewer.show(viewer.film, viewer.stored.levels));
+byId("reset").addEventListener("click", () => viewer.film && viewer.reset());
 byId("rest-absent").addEventListener("click", () => task?.form.restAbsent());
 
 start();

@@ -103,7 +103,7 @@ def reader_lines(values: Mapping[str, Sequence[float]], unit: str) -> Markup:
             parts.append(
                 f'<line x1="{left}" x2="{width - 10}" y1="{down(tick):.1f}" y2="{down(tick):.1f}" stroke="#e3e7ec"/>'
             )
-            parts.append(_text(left - 8, down(tick) + 4, f"{tick} {unit}", size=11, anchor="end"))
+            parts.append(_text(left - 8, down(tick) + 4, f"{tick} {unit}", size=14, anchor="end"))
     for reader in range(len(values[arms[0]])):
         # Arms that a reader has no time in are left out of his line.
         points = [
@@ -120,9 +120,9 @@ def reader_lines(values: Mapping[str, Sequence[float]], unit: str) -> Markup:
             for left_edge, y in points
         ]
         if points:
-            parts.append(_text(points[-1][0] + 8, points[-1][1] + 4, reader + 1, size=10))
+            parts.append(_text(points[-1][0] + 8, points[-1][1] + 4, reader + 1, size=13))
     parts += [
-        _text(across(place), height - 12, arm_name, anchor="middle", weight=600)
+        _text(across(place), height - 12, arm_name, size=15, anchor="middle", weight=600)
         for place, arm_name in enumerate(arms)
     ]
     return _svg(width, height, parts, "Each reader's mean over the arms")
@@ -136,7 +136,9 @@ def kind_bars(kinds: Mapping[str, Mapping[str, Any]], arms: Sequence[str], name:
     scale = width - left - 120
     for row_height, (error_kind, of_arms) in enumerate(kinds.items()):
         top = row_height * group
-        parts.append(_text(left - 14, top + group / 2, error_kind, anchor="end", weight=600))
+        parts.append(
+            _text(left - 14, top + group / 2, error_kind, size=15, anchor="end", weight=600)
+        )
         for line_number, arm_name in enumerate(arms):
             rate = of_arms[arm_name][name]
             y = top + 8 + line_number * 28
@@ -151,7 +153,7 @@ def kind_bars(kinds: Mapping[str, Mapping[str, Any]], arms: Sequence[str], name:
                 f'y1="{y + 9:.1f}" y2="{y + 9:.1f}" stroke="#10161d" stroke-width="1.6"/>'
             )
             told = f"{arm_name} {rate['events']}/{rate['total']}"
-            parts.append(_text(left + scale + 12, y + 14, told, size=11))
+            parts.append(_text(left + scale + 12, y + 14, told, size=14))
     return _svg(width, len(kinds) * group, parts, "Shares by kind of planted error")
 
 
