@@ -103,7 +103,7 @@ def load_servers(path_text: str | Path) -> dict[str, Server]:
             another machine that `allow_plain` does not allow.
     """
     try:
-        tables = tomllib.loads(Path(path_text).read_text())
+        tables = tomllib.loads(Path(path_text).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no TOML"
         raise UserError(f"{path_text}: cannot be read ({reason})") from None

@@ -156,11 +156,12 @@ def test_predict_refuses_pictures_and_goes_on_with_films(tmp_path, monkeypatch, 
     def record(model, films, options, why_shares):
         [film] = films
         read.append(film.path)
-        return {"image": film.path, "warnings": film.image.meta["warnings"]}
+        shown = {"image": film.path, "warnings": film.image.meta["warnings"]}
+        return SimpleNamespace(record=shown)
 
     monkeypatch.setattr(predict, "_load", lambda *arguments: SimpleNamespace())
     monkeypatch.setattr(predict, "why_no_probabilities", lambda model: None)
-    monkeypatch.setattr(predict, "reading_record", record)
+    monkeypatch.setattr(predict, "read_films", record)
     page = str(as_file(tmp_path / "page.png", gate_pictures.make("text_page", 1)))
     film = str(as_file(tmp_path / "film.png", phantoms[0]))
     assert predict.main([page, film, "--json"]) == 2
