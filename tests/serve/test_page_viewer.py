@@ -181,7 +181,9 @@ def test_a_film_is_fitted_windowed_zoomed_at_the_pointer_inverted_and_reset(page
 
 
 def test_a_turned_film_has_a_red_frame_and_its_sides_go_along(page, tmp_path):
-    content = build(np.eye(300, 280).astype(np.uint16) * 4000, PatientOrientation=["L", "F"])
+    # Other in every corner: no turn and no mirror image of it is itself.
+    slope = np.add.outer(np.arange(300) * 8, np.arange(280) * 5).astype(np.uint16)
+    content = build(slope, PatientOrientation=["L", "F"])
     open_film(page, content, tmp_path)
     assert page.locator("#edge-left").text_content() == "R"
     page.locator("#turn").select_option("2")

@@ -11,7 +11,7 @@ export class FilmSide {
   constructor({ say, opened, mayLeave }) {
     this.say = say;
     this.mayLeave = mayLeave; // whether the film that is shown may go
-    this.turn = 0; // counts what was asked for: the last film that was chosen is the one that is shown
+    this.choice = 0; // counts what was asked for: the last film that was chosen is the one that is shown
     this.opened = opened;
     this.tool = "window";
     this.viewport = byId("viewport");
@@ -30,21 +30,21 @@ export class FilmSide {
   // ---- Opening ----
 
   async upload(file) {
-    const turn = ++this.turn;
+    const choice = ++this.choice;
     this.say(`Opening a file of ${(file.size / 2 ** 20).toFixed(1)} MiB ..`);
     const form = new FormData();
     // The name stays here: it may be a patient's.
     form.append("file", file, "film");
     const film = await request("POST", "/room/images", form);
-    if (turn === this.turn) await this.load(film);
+    if (choice === this.choice) await this.load(film);
   }
 
   async load(film) {
-    const turn = ++this.turn;
+    const choice = ++this.choice;
     const answer = await fetchBytes(`/room/images/${film.sha256}/pixels`);
     const bytes = await answer.arrayBuffer();
     // What was typed while it came is saved under the film that it was typed for; an older choice comes too late.
-    if (turn !== this.turn || !(await this.mayLeave()) || turn !== this.turn) return;
+    if (choice !== this.choice || !(await this.mayLeave()) || choice !== this.choice) return;
     if (bytes.byteLength !== 2 * film.rows * film.columns) throw new Error("the film came incomplete");
     this.viewer.show(film, new Uint16Array(bytes));
     this.showPresets();
