@@ -89,32 +89,23 @@ def _json(reading: Mapping[str, Any], films: Sequence[FilmFile], settings: Expor
     return documents.to_bytes(reading)
 
 
-def _findings(
-    reading: Mapping[str, Any], films: Sequence[FilmFile], settings: ExportSettings
-) -> bytes:
-    from cxr_jax.outputs import sr
+def _structured(writer: str) -> Callable[..., bytes]:
+    """Make the output of a writer of `outputs.sr`, by its name; its library is imported when it is asked for."""
 
-    return sr.write(
-        reading,
-        _sources(films),
-        at=time_of(reading, settings.at),
-        codes=settings.codes,
-        verifying_organisation=settings.verifying_organisation,
-    )
+    def make(
+        reading: Mapping[str, Any], films: Sequence[FilmFile], settings: ExportSettings
+    ) -> bytes:
+        from cxr_jax.outputs import sr
 
+        return getattr(sr, writer)(
+            reading,
+            _sources(films),
+            at=time_of(reading, settings.at),
+            codes=settings.codes,
+            verifying_organisation=settings.verifying_organisation,
+        )
 
-def _sentences(
-    reading: Mapping[str, Any], films: Sequence[FilmFile], settings: ExportSettings
-) -> bytes:
-    from cxr_jax.outputs import sr
-
-    return sr.write_text(
-        reading,
-        _sources(films),
-        at=time_of(reading, settings.at),
-        codes=settings.codes,
-        verifying_organisation=settings.verifying_organisation,
-    )
+    return make
 
 
 def _capture(
@@ -147,8 +138,8 @@ def _bundle(
 
 KINDS: dict[str, Callable[[Mapping[str, Any], Sequence[FilmFile], ExportSettings], bytes]] = {
     "json": _json,
-    "sr.dcm": _findings,
-    "text.dcm": _sentences,
+    "sr.dcm": _structured("write"),
+    "text.dcm": _structured("write_text"),
     "sc.dcm": _capture,
     "fhir.json": _bundle,
 }

@@ -84,8 +84,15 @@ def contrast(differences: ArrayLike, level: float = 0.95) -> PairedContrast:
     )
     degrees = combined**2 / worth if worth > 0 else float(residual_degrees)
     standard_error = float(np.sqrt(combined / table.size))
+    return _by_student(estimate, standard_error, degrees, level)
+
+
+def _by_student(
+    estimate: float, standard_error: float, degrees: float, level: float
+) -> PairedContrast:
+    """Interval and p-value of an estimate by Student's t with so many degrees of freedom."""
     reach = float(stats.t.ppf(0.5 + level / 2, degrees)) * standard_error
-    # A table without any spread: certain of its mean, whatever it is.
+    # Without any spread: certain of the mean, whatever it is.
     p_value = float(estimate == 0)
     if standard_error > 0:
         p_value = float(2 * stats.t.sf(abs(estimate) / standard_error, degrees))
@@ -118,15 +125,4 @@ def contrast_of_readers(per_reader: ArrayLike, level: float = 0.95) -> PairedCon
     # One number a reader: what cases add to it is part of how readers differ.
     degrees = len(values) - 1
     estimate, standard_error = float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
-    reach = float(stats.t.ppf(0.5 + level / 2, degrees)) * standard_error
-    p_value = float(estimate == 0)
-    if standard_error > 0:
-        p_value = float(2 * stats.t.sf(abs(estimate) / standard_error, degrees))
-    return PairedContrast(
-        estimate=estimate,
-        standard_error=standard_error,
-        degrees=float(degrees),
-        low=estimate - reach,
-        high=estimate + reach,
-        p_value=p_value,
-    )
+    return _by_student(estimate, standard_error, degrees, level)
