@@ -221,6 +221,25 @@ def test_the_command_compares_folders_and_manifests(tmp_path, capsys):
     assert door.main([places[0], str(tmp_path / "none")]) == 2
 
 
+def test_the_command_reads_what_rows_say_of_their_films(tmp_path, capsys):
+    for folder in ("test", "train"):
+        (tmp_path / folder).mkdir()
+        as_levels(draw(len(folder))).save(tmp_path / folder / "film.png")
+    tested = tmp_path / "test" / "rows.jsonl"
+    trained = tmp_path / "train" / "rows.jsonl"
+    row = {"id": "one", "image": "film.png", "prompt": "Find.", "solution": "Edema"}
+    tested.write_text(json.dumps(row | {"subject_id": "anna"}) + "\n")
+    for said, expected in (
+        ({"subject_id": "bert"}, None),
+        ({"subject_id": "patient64741"}, "(chexpert_test): one"),
+        ({"subject_id": "Anna "}, f"are of patients of {tested}: one"),
+        ({"image": "film.png", "id": "files/p10/s1/a", "split": "test"}, None),
+    ):
+        trained.write_text(json.dumps(row | said) + "\n")
+        assert door.main([str(trained), str(tested)]) == int(expected is not None), said
+        assert expected is None or expected in capsys.readouterr().out
+
+
 def test_the_hash_is_the_one_that_is_described():
     """By sums of cosines, one frequency at a time, and ranks by counting."""
     small = film_hash.thumbnail(draw(3, 64, 64), 64)

@@ -1,6 +1,7 @@
 """Training films that must not train: of registered sets, of patients of a test set, of a test set itself."""
 
 import functools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from cxr_jax.data import images
 from cxr_jax.data.sources.guard import film_hash, hash_files
 from cxr_jax.data.sources.guard.registered import Films, registered_rows, registered_sets
 from cxr_jax.data.sources.patients import same_patient_key
+from cxr_jax.data.sources.rows import Row
 from cxr_jax.errors import shown
 
 NAMED = 3  # films that a message names
@@ -26,6 +28,30 @@ class Columns:
     patients: Sequence[str | None]
     studies: Sequence[str | None]
     splits: Sequence[str | None]
+
+
+def columns_of(film_rows: Sequence[Row], name: str, root: str | Path) -> Columns:
+    """Take from rows what registered sets and patients are told by.
+
+    Args:
+        film_rows: of a manifest or a data set.
+        name: of the data set that their patients' ids belong to.
+        root: the folder that their films lie below.
+    """
+    root = os.path.join(root, "")
+    return Columns(
+        name=name,
+        # By its id and by where it lies: manifests give films ids of their own.
+        ids=[
+            "\n".join(
+                [film_row.id, *(str(path).removeprefix(root) for path in film_row.image_paths)]
+            )
+            for film_row in film_rows
+        ],
+        patients=[film_row.patient for film_row in film_rows],
+        studies=[film_row.study for film_row in film_rows],
+        splits=[film_row.split for film_row in film_rows],
+    )
 
 
 class Finding(NamedTuple):

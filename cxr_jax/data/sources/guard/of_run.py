@@ -1,6 +1,5 @@
 """What of a run's training films must not train: the films of its sources, held against evaluation sets."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from cxr_jax.data.sources.films import rows as set_rows
 from cxr_jax.data.sources.guard.findings import (
     Columns,
     Finding,
+    columns_of,
     find_films,
     find_patients,
     find_registered,
@@ -54,20 +54,7 @@ def find_in_run(data: DataConfig, opened: Splits) -> list[Finding]:
 
 
 def _columns(film_rows: Sequence[Row], data: DataConfig) -> Columns:
-    root = os.path.join(data.root or data.image_root, "")
-    return Columns(
-        name=data.source,
-        # By its id and by where it lies: manifests give films ids of their own.
-        ids=[
-            "\n".join(
-                [film_row.id, *(str(path).removeprefix(root) for path in film_row.image_paths)]
-            )
-            for film_row in film_rows
-        ],
-        patients=[film_row.patient for film_row in film_rows],
-        studies=[film_row.study for film_row in film_rows],
-        splits=[film_row.split for film_row in film_rows],
-    )
+    return columns_of(film_rows, data.source, data.root or data.image_root)
 
 
 def _paths(film_rows: Sequence[Row]) -> list[Path]:
