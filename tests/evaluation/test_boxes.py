@@ -1,5 +1,6 @@
 """Boxes of films: where they lie on what a model sees, and that what they hold is what is covered."""
 
+import json
 import types
 
 import numpy as np
@@ -8,8 +9,11 @@ from PIL import Image
 
 from cxr_jax.config.sections import DataConfig, EvaluationConfig
 from cxr_jax.data import resize
+from cxr_jax.data.sources import __main__ as door
+from cxr_jax.data.sources import manifest
 from cxr_jax.data.sources.films import rows as film_rows
 from cxr_jax.data.sources.manifest import FilesSource
+from cxr_jax.data.studies import drawn
 from cxr_jax.evaluation import scored_sets
 from cxr_jax.evaluation.occlusion import DOSES, BoxAudit
 from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
@@ -101,6 +105,20 @@ def test_what_a_box_holds_is_covered_wherever_the_film_lies(rows, is_native):
         few.add(places, batch)
         none.add(places, batch)
     assert few.joined()[0].tolist() == [1] and none.joined() == (pytest.approx([]), {})
+
+
+def test_rows_that_are_written_keep_their_boxes(rows, tmp_path):
+    root = rows[0].image_path.parents[1]
+    table = tmp_path / "rows.jsonl"
+    assert door.main(["nih", str(root), f"--out={table}"]) == 0
+    # Rows of a data set ask nothing yet.
+    asked = [json.loads(line) | {"prompt": "Find."} for line in table.read_text().splitlines()]
+    table.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    again = manifest.load_rows(table, root / "images")
+    assert [row.boxes for row in again] == [row.boxes for row in rows]
+    # What reaches over the edge is cut off there, and what is nowhere is none.
+    over = drawn.as_row([(0.9, -0.1, 0.2, 0.4), (1.2, 0, 0.1, 0.1)])
+    assert len(over) == 1 and over[0] == pytest.approx([0.9, 0, 0.1, 0.3])
 
 
 def test_boxes_go_where_the_film_goes():

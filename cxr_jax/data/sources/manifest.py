@@ -33,7 +33,7 @@ from cxr_jax.data.sources.image_files import BadNameError, ImageFinder
 from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy, may_be_named
 from cxr_jax.data.sources.rows import Row, Seen, conversations_of
 from cxr_jax.data.sources.unreadable import UnreadableFiles
-from cxr_jax.data.studies import gather, order, subjects
+from cxr_jax.data.studies import drawn, gather, order, subjects
 from cxr_jax.errors import UserError, as_utf8
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, find_label
 
@@ -124,6 +124,7 @@ def _parse_row(record: dict[str, Any], finder: ImageFinder) -> Row:
         system=dialogue.system,
         former_group=patients.former_group(record, identifier),
         roles=tuple(film.role for film in dialogue.films if film.role is not None),
+        boxes=drawn.find_boxes(record),
         **truth._asdict(),
     )
 

@@ -57,6 +57,10 @@ BAD = {
     "two of the images are one file": grpo(image=None, images=["a.png", "a.png"], id="x"),
     "image file not found ": grpo(image=None, images=["a.png", "missing.png"], id="x"),
     "no image": grpo(image=None, id="x"),
+    "boxes is no list": grpo(boxes={"left": 0}),
+    "box 2 is not ": grpo(boxes=[[0, 0, 1, 1], [0, 0, True, 1]]),
+    "box 1 is not ": grpo(boxes=[[0, 0, 1]]),
+    "box 1 does not lie on the film": grpo(boxes=[[512, 0, 256, 1024]]),
     "image file not found": grpo("missing.png"),
     "not a path relative": grpo("/etc/passwd"),
     "not a path relative ": grpo("C:\\x\\a.png"),
@@ -86,7 +90,7 @@ NONE_AT_ALL = (None, float("nan"), "", [])
 def test_what_says_nothing_is_as_if_the_key_were_not_there(tmp_path, root, none):
     without_id = {key: value for key, value in grpo().items() if key != "id"}
     [plain] = manifest.load_rows(write(tmp_path, without_id), root)
-    for key in ("id", "labels", "policy"):
+    for key in ("id", "labels", "policy", "boxes"):
         [row] = manifest.load_rows(write(tmp_path, without_id | {key: none}), root)
         assert row == plain
     labels = {"Edema": 1}

@@ -187,6 +187,7 @@ def test_nih_lists_boxes_and_radiologists(capsys, tmp_path):
     assert got[2]["labels"]["No Finding"] == 0 and got[2]["labels"]["Fracture"] is None
     films = sets.open_films("nih", root)
     assert films.boxes[0] == (("Infiltrate", 0.5, 0.0, 0.25, 1.0),) and films.boxes[1] == ()
+    assert got[0]["boxes"] == [[0.5, 0.0, 0.25, 1.0]] and "boxes" not in got[1]
     assert films.ages[:3].tolist() == [58, 41, 3] and films.ages[3] != films.ages[3]
     google = f"{header},Fracture,Pneumothorax,Airspace opacity,Nodule or mass,Set Id"
     write_table(

@@ -8,6 +8,7 @@ import numpy as np
 
 from cxr_jax.data.sources import guard
 from cxr_jax.data.sources.films import Films
+from cxr_jax.data.studies import drawn
 from cxr_jax.labels.taxonomy import CHEXPERT_14, NEGATIVE, NOT_MENTIONED, POSITIVE, UNCERTAIN
 
 _STATES = {
@@ -113,4 +114,7 @@ def rows_of(films: Films) -> Iterator[dict[str, Any]]:
         if asks:
             assert films.solutions is not None and films.prompts is not None
             record |= {"solution": films.solutions[row], "prompt": films.prompts[row]}
+        # Of few films of few sets. Which finding a box holds is the set's own spelling, and stays in its tables.
+        if films.boxes is not None and films.boxes[row]:
+            record["boxes"] = drawn.as_row(box[1:] for box in films.boxes[row])
         yield record
