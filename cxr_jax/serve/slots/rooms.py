@@ -119,7 +119,6 @@ class _Room:
     def start_turn(self) -> None:
         """Begin to draw, if there is anybody to draw for; the device works while the host does other things."""
         # An empty room costs nothing.
-        # An empty room costs nothing.
         if not self.live:
             return
         machine = self.machine

@@ -8,6 +8,31 @@ from cxr_jax.inference.requests import Completion, text_of
 from cxr_jax.models.tokenizer import Tokenizer
 
 
+class GrowingDecode:
+    """The text of tokens that become more: what is settled is not decoded again.
+
+    A byte-level tokenizer decodes the bytes of its tokens, one after the other; so behind a whole character, what comes
+    adds its own text and changes nothing. Other tokenizers are asked for the whole text each time.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Begin with no token."""
+        self.tokenizer = tokenizer
+        decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+        self._adds_up = type(decoder).__name__ == "ByteLevel"
+        self._settled_count, self._settled_text = 0, ""
+
+    def of(self, token_ids: Sequence[int], count: int) -> str:
+        """Give the text of the first `count` tokens, never fewer than before; the earlier ones must be the same."""
+        text = self._settled_text + text_of(
+            self.tokenizer, list(token_ids[self._settled_count : count])
+        )
+        # At its end a character may be split, or bytes may be none: these wait for what follows.
+        if self._adds_up and not text.endswith("\ufffd"):
+            self._settled_count, self._settled_text = count, text
+        return text
+
+
 class RowText:
     """What one row has drawn, and what of it has been told.
 
@@ -21,7 +46,6 @@ class RowText:
         self, tokenizer: Tokenizer, opened: str, stop: Sequence[str], max_new_tokens: int
     ) -> None:
         """Begin with no token; the first piece begins with `opened`."""
-        self.tokenizer = tokenizer
         self.opened = opened
         self.stop = tuple(stop)
         self.max_new_tokens = max_new_tokens
@@ -30,8 +54,10 @@ class RowText:
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.text = opened
+        self._decoded = GrowingDecode(tokenizer)
         self._told_text, self._told_tokens = 0, 0
-        # Where the text of each token begins and ends; known only where stop texts ask for it.
+        # Where the text of each token begins and ends, and all of it so far; known only where stop texts ask for it.
+        self._whole = opened
         self._starts: list[int] = []
         self._ends: list[int] = []
 
@@ -64,25 +90,19 @@ class RowText:
 
     # ---- Text ----------------------------------------------------------------------------------------------
 
-    def _decoded(self, count: int, is_whole: bool) -> str:
-        text = self.opened + text_of(self.tokenizer, self.token_ids[:count])
-        # A character that is split over tokens is held back until it is whole (as `GrowingText` has it).
-        return text if is_whole else text.rstrip("\ufffd")
-
     def _grow(self, count: int) -> None:
         """Read the text of the first `count` tokens, and cut it where a stop text ends."""
-        text = self._decoded(count, self.finish_reason is not None)
-        if self.stop:
-            # One decoding a token: only who has stop texts pays for it.
-            for token_count in range(len(self._ends), count):
-                before, after = (
-                    self._decoded(counted, True) for counted in (token_count, token_count + 1)
-                )
-                # Each token of a character that is split has all of it: from its place to behind it.
-                self._starts.append(len(before.rstrip("\ufffd")))
-                self._ends.append(len(after))
-            text = self._cut(text)
-        self.text = text
+        # One decoding a token: only who has stop texts pays for it.
+        for token_count in range(len(self._ends), count) if self.stop else ():
+            # Each token of a character that is split has all of it: from its place to behind it.
+            self._starts.append(len(self._whole.rstrip("\ufffd")))
+            self._whole = self.opened + self._decoded.of(self.token_ids, token_count + 1)
+            self._ends.append(len(self._whole))
+        text = self.opened + self._decoded.of(self.token_ids, count)
+        # A character that is split over tokens is held back until it is whole (as `GrowingText` has it).
+        if self.finish_reason is None:
+            text = text.rstrip("\ufffd")
+        self.text = self._cut(text) if self.stop else text
 
     def _cut(self, text: str) -> str:
         # Not in what the template has opened: the model has not said that.
