@@ -86,7 +86,7 @@ class Codes:
         self._rows = {label_row["label"]: label_row for label_row in load()["labels"]}
 
     def said(self, name: str) -> Concept:
-        """Give what is said of a finding: "procedure", "presence", "laterality", "probability" or "model_state"."""
+        """Give what is said of a finding: a key of the table's `said`."""
         return self._choose(load()["said"][name], name.upper())
 
     def state(self, name: str) -> Concept:
@@ -97,19 +97,33 @@ class Codes:
         """Give a side: "right", "left" or "bilateral"."""
         return self._choose(load()["sides"][name], name.upper())
 
-    def finding(self, label: str, sentences: Iterable[str] = ()) -> Coded:
+    def model_state(self, name: str) -> Concept:
+        """Give a state as the model had said it: as `state`, and "not_mentioned"."""
+        return self.said("not_said") if name == "not_mentioned" else self.state(name)
+
+    def model_side(self, name: str | None) -> Concept:
+        """Give a side as the model had said it, None included."""
+        return self.said("not_said") if name is None else self.side(name)
+
+    def finding(
+        self, label: str, sentences: Iterable[str] = (), beside: Iterable[str] = ()
+    ) -> Coded:
         """Give the codes of a label.
 
         Args:
             label: of the 14.
             sentences: what the reading says of it; they choose among kinds.
+            beside: further text, in which no other kind may be named.
         """
         # A label that is none of the 14 is a mistake of the caller.
         label_row = self._rows[label]
         own_scheme = self.local(label)
         # Words anywhere in them count: which of them is meant is not for a pattern to say.
         joined_text = " ".join(sentences)
-        found = self._kind(label_row, joined_text) or label_row.get("finding")
+        kind = self._kind(label_row, joined_text)
+        if beside and kind != self._kind(label_row, " ".join([joined_text, *beside])):
+            kind = None
+        found = kind or label_row.get("finding")
         # Of a site that only some sentences name, nothing is said for the others.
         site = label_row.get("site") or next(
             (
@@ -137,9 +151,9 @@ class Codes:
     def _choose(
         self, entry: Mapping[str, Any], local_code: str, local_meaning: str | None = None
     ) -> Concept:
-        # Codes change with the choice, meanings do not.
-        if self.choice == "local":
-            own_scheme = scheme()["designator"]
+        # Codes change with the choice, meanings do not; and what has a code of our own keeps it.
+        own_scheme = scheme()["designator"]
+        if self.choice == "local" and entry["scheme"] != own_scheme:
             return Concept(local_code, own_scheme, local_meaning or entry["meaning"])
         return Concept(entry["code"], entry["scheme"], entry["meaning"])
 

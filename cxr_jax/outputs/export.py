@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from cxr_jax.data import images, radiograph
 from cxr_jax.errors import UserError
 from cxr_jax.outputs import document as documents
+from cxr_jax.outputs import told
 from cxr_jax.outputs.dicom_source import Source, is_dicom, read_source
 
 # highdicom takes a second to import, and most calls want no DICOM: their writers are imported where they are asked for.
@@ -71,14 +72,6 @@ def export(
         raise UserError("DICOM outputs need highdicom: pip install 'cxr_jax[serve]'") from None
 
 
-def time_of(reading: Mapping[str, Any], drafted: str) -> str:
-    """Give the time of a document's last change: of its last addendum, its signature, or of the draft."""
-    # An addendum makes another file: it needs another time.
-    if reading["addenda"]:
-        return reading["addenda"][-1]["at"]
-    return drafted if reading["signed"] is None else reading["signed"]["at"]
-
-
 def _sources(films: Sequence[FilmFile]) -> list[Source]:
     return [read_source(film.name, film.data) for film in films]
 
@@ -100,7 +93,7 @@ def _structured(writer: str) -> Callable[..., bytes]:
         return getattr(sr, writer)(
             reading,
             _sources(films),
-            at=time_of(reading, settings.at),
+            at=told.time_of(reading, settings.at),
             codes=settings.codes,
             verifying_organisation=settings.verifying_organisation,
         )
@@ -116,7 +109,8 @@ def _capture(
     sources = _sources(films)
     # As its maker meant it: a page is for people, whatever the model was shown.
     shown = images.image_from_bytes(films[0].name, films[0].data)
-    return secondary_capture.write(reading, sources, shown.pixels, at=time_of(reading, settings.at))
+    at = told.time_of(reading, settings.at)
+    return secondary_capture.write(reading, sources, shown.pixels, at=at)
 
 
 def _bundle(
@@ -129,7 +123,7 @@ def _bundle(
     made = fhir.bundle(
         reading,
         _sources(films) if are_dicom else (),
-        at=time_of(reading, settings.at),
+        at=told.time_of(reading, settings.at),
         codes=settings.codes,
         subject=settings.subject,
     )

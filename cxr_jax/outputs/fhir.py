@@ -1,8 +1,9 @@
 """A reading as a FHIR R4B bundle: a diagnostic report, an observation a finding, and who or what said so.
 
 Nothing in it is final: research software reports preliminarily, also after a reader has signed. Every resource says
-that an artificial intelligence has asserted it (AIAST), and once a reader has signed, that a clinician has, too. The
-patient is an opaque identifier that the caller gives, or nobody. `fhir_check.check` holds a bundle to its code sets.
+that an artificial intelligence has asserted it (AIAST), and once a reader has signed, that a clinician has, too; the
+device stands at what it has said, and not at what a reader has added. The patient is an opaque identifier that the
+caller gives, or nobody. `fhir_check.check` holds a bundle to its code sets.
 """
 
 import base64
@@ -16,9 +17,9 @@ from markupsafe import escape
 
 from cxr_jax.errors import UserError
 from cxr_jax.outputs import document as documents
-from cxr_jax.outputs import fhir_check, sections
-from cxr_jax.outputs.codes import Codes, Concept, side_of, state_of, system_of
-from cxr_jax.outputs.dicom_source import MANUFACTURER, Source, parse_time
+from cxr_jax.outputs import fhir_check, sections, told
+from cxr_jax.outputs.codes import Coded, Codes, Concept, side_of, state_of, system_of
+from cxr_jax.outputs.dicom_source import MANUFACTURER, Source, clean, parse_time
 from cxr_jax.outputs.fhir_codes import (
     AI_ASSERTED,
     CLINICIAN_ASSERTED,
@@ -31,7 +32,7 @@ from cxr_jax.outputs.fhir_codes import (
     REPORT_CODES,
     SUBJECT_SYSTEM,
 )
-from cxr_jax.outputs.sr import check_sources, sentences_of
+from cxr_jax.outputs.sr import check_sources
 
 
 def bundle(
@@ -59,7 +60,7 @@ def bundle(
         check_sources(reading, sources)
     if subject is not None and not (0 < len(subject) <= LONGEST_SUBJECT and subject.isprintable()):
         raise UserError(f"subject: no identifier of 1 to {LONGEST_SUBJECT} printable characters")
-    made_bundle = _Bundle(reading, at, Codes(codes), subject).make(sources)
+    made_bundle = _as_text(_Bundle(reading, at, Codes(codes), subject, sources).make())
     fhir_check.check(made_bundle)
     return made_bundle
 
@@ -69,17 +70,39 @@ def to_bytes(made_bundle: Mapping[str, Any]) -> bytes:
     return (json.dumps(made_bundle, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def _as_text(part: Any) -> Any:
+    """Let all strings hold what FHIR's strings may: no control characters, no half characters."""
+    if isinstance(part, dict):
+        return {name: _as_text(value) for name, value in part.items()}
+    if isinstance(part, list):
+        return [_as_text(value) for value in part]
+    # An empty string is no string of FHIR's, either.
+    return (clean(part) or "(empty)") if isinstance(part, str) else part
+
+
 class _Bundle:
     """One bundle being made: its resources name each other by identifiers that follow from the document."""
 
     def __init__(
-        self, reading: Mapping[str, Any], at: str, codes: Codes, subject: str | None
+        self,
+        reading: Mapping[str, Any],
+        at: str,
+        codes: Codes,
+        subject: str | None,
+        sources: Sequence[Source],
     ) -> None:
         self.reading = reading
         self.codes = codes
-        # Everything that differs in a bundle makes it another one.
-        self.identity = f"{documents.sha256(reading)}/{at}/{codes.choice}/{subject}"
-        self.time = parse_time(at).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.sources = sources
+        time = parse_time(at)
+        # Everything that differs in a bundle makes it another one: the films are known, their study may be left out.
+        has_study = "study" if sources else "no study"
+        settings = f"{time.isoformat()}/{codes.choice}/{subject}/{has_study}"
+        self.identity = f"{documents.sha256(reading)}/{settings}"
+        self.time = time.strftime("%Y-%m-%dT%H:%M:%SZ")
+        # What was seen was so when the film was taken, which may be long ago; the hour has no time zone there.
+        day = sources[0].dataset.StudyDate if sources else ""
+        self.seen = {"effectiveDateTime": f"{day[:4]}-{day[4:6]}-{day[6:]}"} if day else {}
         labels = [AI_ASSERTED]
         if reading["signed"] is not None:
             labels.append(CLINICIAN_ASSERTED)
@@ -90,10 +113,10 @@ class _Bundle:
             self.subject = {"identifier": {"system": SUBJECT_SYSTEM, "value": subject}}
         self.entries: list[dict[str, Any]] = []
 
-    def make(self, sources: Sequence[Source]) -> dict[str, Any]:
+    def make(self) -> dict[str, Any]:
         # In the order in which they need each other's names.
         device = self._add("device", self._device())
-        study = self._add("study", self._study(sources)) if sources else None
+        study = self._add("study", self._study()) if self.sources else None
         # As in SR: what is not mentioned is no observation.
         observations = [
             self._add(f"finding {finding['label']}", self._observation(finding, device, study))
@@ -152,23 +175,19 @@ class _Bundle:
             ],
         }
 
-    def _study(self, sources: Sequence[Source]) -> dict[str, Any]:
-        first = sources[0].dataset
-        series: dict[str, list[dict[str, Any]]] = {}
-        for source in sources:
+    def _study(self) -> dict[str, Any]:
+        first = self.sources[0].dataset
+        series: dict[str, dict[str, Any]] = {}
+        for film in [source.dataset for source in self.sources]:
             # A prior film is of an earlier study: it was read, and is not of this one.
-            if source.dataset.StudyInstanceUID == first.StudyInstanceUID:
-                series.setdefault(source.dataset.SeriesInstanceUID, []).append(
-                    {
-                        "uid": source.dataset.SOPInstanceUID,
-                        "sopClass": {
-                            "system": "urn:ietf:rfc:3986",
-                            "code": f"urn:oid:{source.dataset.SOPClassUID}",
-                        },
-                    }
-                )
-        # A film of the chest, whatever detector took it.
-        modality = {"system": system_of(Concept("", "DCM", "")), "code": "DX"}
+            if film.StudyInstanceUID != first.StudyInstanceUID:
+                continue
+            modality = {"system": system_of(Concept("", "DCM", "")), "code": film.Modality}
+            own = {"uid": film.SeriesInstanceUID, "modality": modality, "instance": []}
+            sop_class = {"system": "urn:ietf:rfc:3986", "code": f"urn:oid:{film.SOPClassUID}"}
+            series.setdefault(film.SeriesInstanceUID, own)["instance"].append(
+                {"uid": film.SOPInstanceUID, "sopClass": sop_class}
+            )
         return {
             "resourceType": "ImagingStudy",
             "identifier": [
@@ -176,10 +195,7 @@ class _Bundle:
             ],
             "status": "available",
             "subject": self.subject,
-            "series": [
-                {"uid": uid, "modality": modality, "instance": instances}
-                for uid, instances in series.items()
-            ],
+            "series": list(series.values()),
         }
 
     # ---- Findings ----
@@ -187,22 +203,22 @@ class _Bundle:
     def _observation(
         self, finding: Mapping[str, Any], device: str, study: str | None
     ) -> dict[str, Any]:
-        coded = self.codes.finding(finding["label"], sentences_of(self.reading, finding))
-        # Our own code beside the standard one: it says which of the 14 this is, whatever the other covers.
-        both_codes = dict.fromkeys([coded.finding, coded.local])
+        coded = self._coded(finding)
         observation: dict[str, Any] = {
             "resourceType": "Observation",
             "status": "preliminary",
             "category": [{"coding": [IMAGING]}],
-            "code": {
-                "coding": [_coding(concept) for concept in both_codes],
-                "text": finding["label"],
-            },
+            "code": _both_codes(coded, finding["label"]),
             "subject": self.subject,
-            "effectiveDateTime": self.time,
+            **self.seen,
+            "issued": self.time,
             "valueCodeableConcept": _concept(self.codes.state(finding["state"])),
-            "device": {"reference": device},
         }
+        # The device's word, or a reader's, or both.
+        if told.is_of_model(finding):
+            observation["device"] = {"reference": device}
+        if self.reading["signed"] is not None:
+            observation["performer"] = [_reader(self.reading["signed"]["by"])]
         # A picture without a DICOM is of no study that could be named.
         if study is not None:
             observation["derivedFrom"] = [{"reference": study}]
@@ -231,10 +247,14 @@ class _Bundle:
             }
             components.append(self._component("probability", valueQuantity=quantity))
         # What the model had said, where a reader has changed it.
-        if finding["model_state"] not in (finding["state"], "not_mentioned"):
-            before = _concept(self.codes.state(finding["model_state"]))
-            components.append(self._component("model_state", valueCodeableConcept=before))
+        for name, value in told.before_review(finding).items():
+            before = _concept(getattr(self.codes, name)(value))
+            components.append(self._component(name, valueCodeableConcept=before))
         return components
+
+    def _coded(self, finding: Mapping[str, Any]) -> Coded:
+        said = told.sentences_of(self.reading, finding)
+        return self.codes.finding(finding["label"], said, self.reading["report"].values())
 
     def _component(self, name: str, **value: Any) -> dict[str, Any]:
         return {"code": _concept(self.codes.said(name)), **value}
@@ -251,7 +271,7 @@ class _Bundle:
             "category": [{"coding": [RADIOLOGY]}],
             "code": {"coding": [REPORT_CODES[1 if not self._has_lateral() else 2]]},
             "subject": self.subject,
-            "effectiveDateTime": self.time,
+            **self.seen,
             "issued": self.time,
             # With what was added since: a client may show the conclusion alone.
             "conclusion": " ".join(
@@ -280,12 +300,12 @@ class _Bundle:
             report["imagingStudy"] = [{"reference": study}]
         # Hedges and denials are observations, and no conclusions.
         present = [
-            self.codes.finding(finding["label"], sentences_of(self.reading, finding)).finding
+            _both_codes(self._coded(finding), finding["label"])
             for finding in self.reading["findings"]
             if finding["state"] == "present"
         ]
         if present:
-            report["conclusionCode"] = [_concept(concept) for concept in present]
+            report["conclusionCode"] = present
         return report
 
     def _has_lateral(self) -> bool:
@@ -294,10 +314,10 @@ class _Bundle:
     def _provenance(self, targets: Sequence[str], device: str) -> dict[str, Any]:
         # The reader verifies, and is not the author: the draft was the device's.
         agent_list = [self._agent("author", "Author", {"reference": device})]
-        signed = self.reading["signed"]
-        if signed is not None:
-            reader = {"identifier": {"system": READER_SYSTEM, "value": signed["by"]}}
-            agent_list.append(self._agent("verifier", "Verifier", reader))
+        agent_list += [
+            self._agent("verifier", "Verifier", _reader(reader))
+            for reader in told.readers_of(self.reading)
+        ]
         source = {
             "identifier": {"system": DOCUMENT_SYSTEM, "value": documents.sha256(self.reading)}
         }
@@ -318,6 +338,16 @@ def _coding(concept: Concept) -> dict[str, str]:
     return {"system": system_of(concept), "code": concept.code, "display": concept.meaning}
 
 
+def _both_codes(coded: Coded, label: str) -> dict[str, Any]:
+    """A finding with our own code beside the standard one: that says which of the 14 this is, whatever that covers."""
+    both_codes = dict.fromkeys([coded.finding, coded.local])
+    return {"coding": [_coding(concept) for concept in both_codes], "text": label}
+
+
+def _reader(handle: str) -> dict[str, Any]:
+    return {"identifier": {"system": READER_SYSTEM, "value": handle}}
+
+
 def _concept(concept: Concept) -> dict[str, Any]:
     return {"coding": [_coding(concept)], "text": concept.meaning}
 
@@ -333,7 +363,7 @@ def as_html(reading: Mapping[str, Any]) -> str:
     page_rows += [
         f"<dt>Addendum</dt><dd>{escape(entry['text'])}</dd>" for entry in reading["addenda"]
     ]
-    return (
+    return clean(
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Reading</title></head><body>'
         f"<p><strong>{escape(reading['notice'])}</strong></p><dl>{''.join(page_rows)}</dl></body></html>"
     )

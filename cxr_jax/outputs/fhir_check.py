@@ -25,18 +25,19 @@ from cxr_jax.outputs.codes import (
     system_of,
 )
 
-_INSTANT = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_INSTANT = re.compile(_DAY.pattern + r"T\d{2}:\d{2}:\d{2}Z")
 # Resource -> its elements: those that must be there, and those that may.
 _ELEMENTS = {
     "Device": ("status manufacturer serialNumber deviceName version", "note"),
     "ImagingStudy": ("identifier status subject series", ""),
     "Observation": (
-        "status category code subject effectiveDateTime valueCodeableConcept device",
-        "derivedFrom bodySite component",
+        "status category code subject issued valueCodeableConcept",
+        "effectiveDateTime device performer derivedFrom bodySite component",
     ),
     "DiagnosticReport": (
-        "status category code subject effectiveDateTime issued conclusion presentedForm",
-        "result imagingStudy conclusionCode",
+        "status category code subject issued conclusion presentedForm",
+        "effectiveDateTime result imagingStudy conclusionCode",
     ),
     "Provenance": ("target recorded agent entity", ""),
 }
@@ -139,13 +140,17 @@ def _of_resource(resource: dict[str, Any], bundle: dict[str, Any]) -> Iterator[s
         yield f"{kind}: meta.security without AIAST"
     if resource["meta"]["security"][1:] not in ([], [fhir_codes.CLINICIAN_ASSERTED]):
         yield f"{kind}: meta.security"
-    for name in ("effectiveDateTime", "issued", "recorded"):
-        if name in resource and not _INSTANT.fullmatch(resource[name]):
+    for name, pattern in (
+        ("effectiveDateTime", _DAY),
+        ("issued", _INSTANT),
+        ("recorded", _INSTANT),
+    ):
+        if name in resource and not pattern.fullmatch(resource[name]):
             yield f"{kind}: {name}"
     if "subject" in resource:
         yield from _of_subject(kind, resource["subject"])
     if kind == "Observation":
-        yield from _of_observation(resource)
+        yield from _of_observation(resource, is_signed=len(resource["meta"]["security"]) == 2)
     if kind == "Provenance":
         yield from _of_provenance(resource, is_signed=len(resource["meta"]["security"]) == 2)
 
@@ -159,7 +164,7 @@ def _of_subject(kind: str, subject: dict[str, Any]) -> Iterator[str]:
         yield f"{kind}: subject"
 
 
-def _of_observation(resource: dict[str, Any]) -> Iterator[str]:
+def _of_observation(resource: dict[str, Any], is_signed: bool) -> Iterator[str]:
     label = resource["code"]["text"]
     if label not in CHEXPERT_14:
         yield "Observation: code is none of the 14 labels"
@@ -175,6 +180,25 @@ def _of_observation(resource: dict[str, Any]) -> Iterator[str]:
         yield "Observation: bodySite"
     for component in resource.get("component", ()):
         yield from _of_component(component)
+    # A reader stands for what is signed, and for nothing else.
+    if ("performer" in resource) != is_signed or not all(
+        map(_is_reader, resource.get("performer", ()))
+    ):
+        yield "Observation: performer"
+    # The device for what it said, and not for what is new.
+    not_said = {Codes(choice).said("not_said") for choice in CHOICES}
+    codes_of_states = [
+        _code(component["valueCodeableConcept"])
+        for component in resource.get("component", ())
+        if component["code"]["coding"][0]["code"] == "MODELSTATE"
+    ]
+    if ("device" in resource) == any(concept.code in codes_of_states for concept in not_said):
+        yield "Observation: device"
+
+
+def _is_reader(reference: dict[str, Any]) -> bool:
+    identifier = reference.get("identifier", {})
+    return set(reference) == {"identifier"} and identifier["system"] == fhir_codes.READER_SYSTEM
 
 
 def _of_component(component: dict[str, Any]) -> Iterator[str]:
@@ -182,7 +206,7 @@ def _of_component(component: dict[str, Any]) -> Iterator[str]:
     kinds = {
         (concept.code, system_of(concept)): name
         for choice in CHOICES
-        for name in ("laterality", "probability", "model_state")
+        for name in ("laterality", "probability", "model_state", "model_side")
         for concept in [Codes(choice).said(name)]
     }
     kind = kinds.get(_coding(component["code"])[:2])
@@ -198,9 +222,10 @@ def _of_component(component: dict[str, Any]) -> Iterator[str]:
         value = component["valueCodeableConcept"]
         if not _is_coded(value, "sides") or not side_of(_code(value)):
             yield "Observation: laterality"
-    elif kind == "model_state":
-        if not _is_coded(component["valueCodeableConcept"], "states"):
-            yield "Observation: state before review"
+    elif kind in ("model_state", "model_side"):
+        value, table = component["valueCodeableConcept"], f"{kind.removeprefix('model_')}s"
+        if not _is_coded(value, table) and _code(value) != Codes().said("not_said").code:
+            yield "Observation: what was said before review"
     else:
         yield "Observation: a component that we do not write"
 
@@ -210,9 +235,9 @@ def _of_provenance(resource: dict[str, Any], is_signed: bool) -> Iterator[str]:
     agents = [agent["type"]["coding"][0] for agent in resource["agent"]]
     if any(agent["system"] != fhir_codes.PARTICIPANTS for agent in agents):
         yield "Provenance: agent"
-    # Who signed is named exactly where the labels say that somebody did.
-    wanted = ["author", "verifier"] if is_signed else ["author"]
-    if [agent["code"] for agent in agents] != wanted:
+    # Who signed is named exactly where the labels say that somebody did; further readers may have added.
+    readers = [agent["code"] for agent in agents][1:]
+    if agents[0]["code"] != "author" or bool(readers) != is_signed or set(readers) - {"verifier"}:
         yield "Provenance: agents and labels do not agree"
     if resource["entity"][0]["role"] != "source":
         yield "Provenance: entity"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from highdicom import sc
+from highdicom.sr.coding import CodedConcept
 from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont
 from pydicom.dataset import Dataset
@@ -24,8 +25,9 @@ from cxr_jax.outputs.dicom_source import (
     derive_uid,
     parse_time,
     stamp,
+    without_warnings,
 )
-from cxr_jax.outputs.sr import SERIES_NUMBER, check_sources, describe_series
+from cxr_jax.outputs.sr import CAPTURE_SERIES_NUMBER, check_sources, describe_series
 
 WIDTH, HEIGHT = 1280, 800  # px
 _FILM_SIDE, _MARGIN, _LINE = 560, 32, 27
@@ -57,6 +59,7 @@ def write(
     return as_bytes(dataset(reading, sources, film, at))
 
 
+@without_warnings()
 def dataset(
     reading: Mapping[str, Any], sources: Sequence[Source], film: np.ndarray, at: str
 ) -> Dataset:
@@ -74,13 +77,13 @@ def dataset(
         bits_allocated=8,
         coordinate_system="PATIENT",
         series_instance_uid=derive_uid("captures", identity),
-        series_number=SERIES_NUMBER + 1,
+        series_number=CAPTURE_SERIES_NUMBER,
         sop_instance_uid=derive_uid("capture", identity),
         instance_number=1,
         manufacturer=MANUFACTURER,
         patient_orientation=("L", "F"),  # the library asks for one; it goes below
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        series_description=describe_series(reading),
+        series_description=describe_series(reading, "Picture"),
         manufacturer_model_name=clean(reading["model"]["name"], 64) or "unnamed",
         software_versions=clean(reading["model"]["app_version"], 64),
         specific_character_set="ISO_IR 192",
@@ -91,14 +94,30 @@ def dataset(
     capture.BodyPartExamined, capture.PatientOrientation = "CHEST", ""
     capture.DateOfSecondaryCapture = time.strftime("%Y%m%d")
     capture.TimeOfSecondaryCapture = time.strftime("%H%M%S")
-    # What is burned in is the reading, and nothing of a patient; what the film itself had stays with the film.
-    capture.BurnedInAnnotation = "YES" if source.get("BurnedInAnnotation") == "YES" else "NO"
+    # What is burned in is the reading, and nothing of a patient; so this is what the film's own header says of it.
+    if source.BurnedInAnnotation:
+        capture.BurnedInAnnotation = source.BurnedInAnnotation
+    elif "BurnedInAnnotation" in capture:
+        del capture.BurnedInAnnotation  # nobody knows, and "NO" would be a promise
+    if "LossyImageCompression" in source:
+        capture.LossyImageCompression = source.LossyImageCompression
+    capture.SourceImageSequence = [_shown(each.dataset) for each in sources[:1]]
     capture.DerivationDescription = "Film in small beside the text of a reading. Research use only."
     capture.ImageComments = clean(reading["notice"], 1024)
     if (offset := source.get("TimezoneOffsetFromUTC")) is not None:
         capture.TimezoneOffsetFromUTC = offset
     stamp(capture, time)
     return capture
+
+
+def _shown(film: Dataset) -> Dataset:
+    """Reference the film that the picture shows."""
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = film.SOPClassUID
+    reference.ReferencedSOPInstanceUID = film.SOPInstanceUID
+    purpose = CodedConcept("121322", "DCM", "Source image for image processing operation")
+    reference.PurposeOfReferenceCodeSequence = [purpose]
+    return reference
 
 
 # ---- The picture ----

@@ -3,7 +3,8 @@
 A group (TID 1501) for each finding that the reading mentions: what it is, where, whether it is there, the model's own
 probability, by which algorithm, in which image. Nothing is final and nothing is verified: these are a device's
 observations until a reader signs, and a research reader's afterwards. Same document, same source, same time: same bytes
-and same UIDs, so an archive that gets it twice has it once.
+and same UIDs, so an archive that gets it twice has it once. The two are of two series: viewers show one document a
+series, and OHIF shows texts, but no findings without coordinates.
 """
 
 import copy
@@ -20,7 +21,7 @@ from pydicom.sr.coding import Code
 
 from cxr_jax.errors import UserError
 from cxr_jax.outputs import document as documents
-from cxr_jax.outputs import sections
+from cxr_jax.outputs import sections, told
 from cxr_jax.outputs.codes import Codes, Concept, label_of, scheme, side_of, state_of
 from cxr_jax.outputs.dicom_source import (
     MANUFACTURER,
@@ -30,13 +31,17 @@ from cxr_jax.outputs.dicom_source import (
     derive_uid,
     parse_time,
     stamp,
+    without_warnings,
 )
 
-# Series numbers that a modality does not use.
-SERIES_NUMBER = 9001
-SERIES_DESCRIPTION = "AI draft, research use only"
-SIGNED_DESCRIPTION = "Reviewed reading, research use only"
+# Series numbers that a modality does not use: of findings, of pictures (`secondary_capture`), of texts.
+SERIES_NUMBER, CAPTURE_SERIES_NUMBER, TEXT_SERIES_NUMBER = 9001, 9002, 9003
 _LONG = 64  # characters of an LO
+# What UIDs of an instance and of its series are derived from, beside the document.
+_KINDS = {
+    uids.ComprehensiveSRStorage: ("findings", "series"),
+    uids.BasicTextSRStorage: ("sentences", "texts"),
+}
 
 
 def write(
@@ -80,6 +85,7 @@ def write_text(
 # ---- Findings: TID 1500 ----
 
 
+@without_warnings()
 def findings_dataset(
     reading: Mapping[str, Any],
     sources: Sequence[Source],
@@ -89,20 +95,28 @@ def findings_dataset(
 ) -> Dataset:
     """Make the Comprehensive SR; arguments as for `write`."""
     # Copies: the library puts more into what it is given.
-    identity = _identify(reading, sources, at, codes)
+    identity = _identify(reading, sources, at, codes, verifying_organisation)
     evidence = [copy.deepcopy(source.dataset) for source in sources]
     # What is not mentioned is no observation: it is left out, and not "absent".
     groups = [
-        _group(reading, finding, evidence[0], identity, codes)
+        _group(reading, finding, evidence, codes)
         for finding in reading["findings"]
         if finding["state"] != "not_mentioned"
     ]
+    nothing = sr.TrackingIdentifier(uid=derive_uid("nothing"), identifier="nothing")
     report = sr.MeasurementReport(
-        observation_context=_observers(reading, identity),
+        observation_context=_observers(reading),
         procedure_reported=_code(codes.said("procedure")),
-        imaging_measurements=groups or None,
+        imaging_measurements=groups or [sr.MeasurementsAndQualitativeEvaluations(nothing)],
         title=Code("126000", "DCM", "Imaging Measurement Report"),
     )
+    # A report may mention nothing: the library does not know that, and the template (row 12) does.
+    if not groups:
+        comment = _text(Code("121106", "DCM", "Comment"), "No finding is mentioned.", "CONTAINS")
+        del report[0].ContentSequence[-1]
+        report[0].ContentSequence.append(
+            _container(Code("C0034375", "UMLS", "Qualitative Evaluations"), [comment])
+        )
     # The findings stay those that were signed: whoever reads them must see what was corrected since.
     report[0].ContentSequence.extend(
         _text(Code("121106", "DCM", "Comment"), text, "CONTAINS")
@@ -110,24 +124,22 @@ def findings_dataset(
     )
     dataset = sr.ComprehensiveSR(
         content=report,
-        sop_instance_uid=derive_uid("findings", identity),
-        instance_number=1,
-        **_common(reading, evidence, identity, verifying_organisation),
+        series_number=SERIES_NUMBER,
+        series_description=describe_series(reading, "Findings in codes"),
+        **_uids(uids.ComprehensiveSRStorage, identity),
+        **_common(reading, evidence, verifying_organisation),
     )
-    return _finish(dataset, evidence[0], reading, at)
+    before = _before(reading, sources, codes, verifying_organisation)
+    return _finish(dataset, evidence[0], reading, at, before)
 
 
 def _group(
-    reading: Mapping[str, Any],
-    finding: Mapping[str, Any],
-    image: Dataset,
-    identity: str,
-    codes: Codes,
+    reading: Mapping[str, Any], finding: Mapping[str, Any], images: Sequence[Dataset], codes: Codes
 ) -> sr.MeasurementsAndQualitativeEvaluations:
     """TID 1501: one finding."""
     label = finding["label"]
     # Its sentences say which kind of a group it is.
-    coded = codes.finding(label, sentences_of(reading, finding))
+    coded = codes.finding(label, told.sentences_of(reading, finding), reading["report"].values())
     # Only what is there, or may be, has a side in a document.
     side_concept = None if finding["side"] is None else codes.side(finding["side"])
     evaluations = [
@@ -141,12 +153,10 @@ def _group(
             sr.QualitativeEvaluation(_code(codes.said("laterality")), _code(side_concept))
         )
     # What a reader has changed shows, as what it was (IHE AIRA: accept, modify, reject).
-    if finding["model_state"] not in (finding["state"], "not_mentioned"):
-        evaluations.append(
-            sr.QualitativeEvaluation(
-                _code(codes.said("model_state")), _code(codes.state(finding["model_state"]))
-            )
-        )
+    evaluations += [
+        sr.QualitativeEvaluation(_code(codes.said(name)), _code(getattr(codes, name)(value)))
+        for name, value in told.before_review(finding).items()
+    ]
     # Its own code, so that nobody takes it for a probability of disease.
     measurements = []
     if finding["probability"] is not None:
@@ -159,10 +169,13 @@ def _group(
         )
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
-            uid=derive_uid("finding", label, identity), identifier=label
+            # The same from the draft to the last addendum: that is what it is for.
+            uid=derive_uid("finding", label, told.reading_id(reading)),
+            identifier=label,
         ),
         finding_type=_code(coded.finding),
-        algorithm_id=_algorithm(reading),
+        # What a reader has added, no algorithm has found.
+        algorithm_id=_algorithm(reading) if told.is_of_model(finding) else None,
         finding_sites=None
         if coded.site is None
         else [
@@ -172,18 +185,12 @@ def _group(
         ],
         measurements=measurements or None,
         qualitative_evaluations=evaluations,
-        source_images=[sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)],
+        # All of them: who reads two films together has no finding of one alone.
+        source_images=[
+            sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID)
+            for image in images
+        ],
     )
-
-
-def sentences_of(reading: Mapping[str, Any], finding: Mapping[str, Any]) -> list[str]:
-    """Give the text that speaks of a finding: sentences of the trace, once signed the fields of the report."""
-    is_changed = finding["state"] != finding["model_state"]
-    if reading["status"] != "draft" or is_changed:
-        return [text for text in reading["report"].values() if text]
-    # What the model said, as long as nobody else has.
-    by_number = {sentence["n"]: sentence["text"] for sentence in reading["trace"]}
-    return [by_number[number] for number in finding["sentences"]]
 
 
 def _algorithm(reading: Mapping[str, Any]) -> sr.AlgorithmIdentification:
@@ -206,6 +213,7 @@ def _algorithm(reading: Mapping[str, Any]) -> sr.AlgorithmIdentification:
 # ---- Sentences: Basic Text SR ----
 
 
+@without_warnings()
 def text_dataset(
     reading: Mapping[str, Any],
     sources: Sequence[Source],
@@ -214,15 +222,17 @@ def text_dataset(
     verifying_organisation: str | None = None,
 ) -> Dataset:
     """Make the Basic Text SR; arguments as for `write`."""
-    identity = _identify(reading, sources, at, codes)
+    identity = _identify(reading, sources, at, codes, verifying_organisation)
     evidence = [copy.deepcopy(source.dataset) for source in sources]
     # Notice first: a viewer that cuts long documents cuts the end.
     root_container = sr.ContainerContentItem(
-        name=Code("18748-4", "LN", "Diagnostic Imaging Report")
+        name=Code("18748-4", "LN", "Diagnostic Imaging Report"),
+        # Items, each with its name: as running text a viewer would put all of them on one line.
+        is_content_continuous=False,
     )
     root_container.ContentSequence = sr.ContentSequence(
         [
-            *_observers(reading, identity),
+            *_observers(reading),
             _text(Code("121106", "DCM", "Comment"), reading["notice"], "CONTAINS"),
             *_chapter(
                 Code("121070", "DCM", "Findings"),
@@ -235,7 +245,8 @@ def text_dataset(
             ),
             *_chapter(
                 Code("REASONING", scheme()["designator"], "Reasoning of the model"),
-                Code("121071", "DCM", "Finding"),
+                # No "Finding": a reader may have signed something else.
+                Code("SENTENCE", scheme()["designator"], "Sentence of the model"),
                 [f"{sentence['n']}. {sentence['text']}" for sentence in reading["trace"]],
             ),
             *_chapter(
@@ -248,14 +259,16 @@ def text_dataset(
     )
     dataset = sr.EnhancedSR(
         content=root_container,
-        sop_instance_uid=derive_uid("sentences", identity),
-        instance_number=2,
-        **_common(reading, evidence, identity, verifying_organisation),
+        **_uids(uids.BasicTextSRStorage, identity),
+        series_number=TEXT_SERIES_NUMBER,
+        series_description=describe_series(reading, "Text"),
+        **_common(reading, evidence, verifying_organisation),
     )
     # The same tree, of text alone, which is what the simplest of the three classes holds.
     dataset.SOPClassUID = uids.BasicTextSRStorage
     dataset.file_meta.MediaStorageSOPClassUID = uids.BasicTextSRStorage
-    return _finish(dataset, evidence[0], reading, at)
+    before = _before(reading, sources, codes, verifying_organisation)
+    return _finish(dataset, evidence[0], reading, at, before)
 
 
 def _chapter(
@@ -264,11 +277,15 @@ def _chapter(
     """A container of texts; none without texts."""
     # An empty TEXT item is no item of a tree.
     items = [_text(item_name, text, "CONTAINS") for text in texts if clean(text)]
-    if not items:
-        return []
-    container = sr.ContainerContentItem(name=chapter_name, relationship_type="CONTAINS")
+    return [_container(chapter_name, items)] if items else []
+
+
+def _container(name: Code, items: Sequence[Dataset]) -> sr.ContainerContentItem:
+    container = sr.ContainerContentItem(
+        name=name, is_content_continuous=False, relationship_type="CONTAINS"
+    )
     container.ContentSequence = sr.ContentSequence(items)
-    return [container]
+    return container
 
 
 def _text(name: Code, text: str, relationship: str) -> sr.TextContentItem:
@@ -278,12 +295,41 @@ def _text(name: Code, text: str, relationship: str) -> sr.TextContentItem:
 # ---- What both have in common ----
 
 
-def _identify(reading: Mapping[str, Any], sources: Sequence[Source], at: str, codes: Codes) -> str:
+def _identify(
+    reading: Mapping[str, Any],
+    sources: Sequence[Source],
+    at: str,
+    codes: Codes,
+    verifying_organisation: str | None,
+) -> str:
     """What all UIDs follow from. Raises UserError where document and sources do not belong together."""
     check_sources(reading, sources)
     time = parse_time(at)
-    # Times differ in files that differ in nothing else: they are other instances.
-    return f"{documents.sha256(reading)}/{time.isoformat()}/{codes.choice}"
+    # Times differ in files that differ in nothing else, and so does who verifies: they are other instances.
+    verified = f"/{verifying_organisation}" if reading["signed"] and verifying_organisation else ""
+    return f"{documents.sha256(reading)}/{time.isoformat()}/{codes.choice}{verified}"
+
+
+def _uids(sop_class: str, identity: str) -> dict[str, str]:
+    instance_kind, series_kind = _KINDS[sop_class]
+    return {
+        "sop_instance_uid": derive_uid(instance_kind, identity),
+        "series_instance_uid": derive_uid(series_kind, identity),
+    }
+
+
+def _before(
+    reading: Mapping[str, Any],
+    sources: Sequence[Source],
+    codes: Codes,
+    verifying_organisation: str | None,
+) -> str | None:
+    """The identity of the document that an addendum was made to; None without one."""
+    earlier = told.before_addendum(reading)
+    if earlier is None:
+        return None
+    # As it was exported then: it was signed, so its time is its own.
+    return _identify(earlier, sources, told.time_of(earlier, ""), codes, verifying_organisation)
 
 
 def check_sources(reading: Mapping[str, Any], sources: Sequence[Source]) -> None:
@@ -299,12 +345,14 @@ def check_sources(reading: Mapping[str, Any], sources: Sequence[Source]) -> None
         raise UserError("DICOM outputs: the films are of different patients")
 
 
-def describe_series(reading: Mapping[str, Any]) -> str:
-    """Say what a series of outputs holds."""
-    return SERIES_DESCRIPTION if reading["signed"] is None else SIGNED_DESCRIPTION
+def describe_series(reading: Mapping[str, Any], form: str) -> str:
+    """Say what a series of outputs holds: "Text (AI draft, research use only)"."""
+    who = "AI draft" if reading["signed"] is None else "reviewed reading"
+    # The form first: lists cut the end.
+    return f"{form} ({who}, research use only)"
 
 
-def _observers(reading: Mapping[str, Any], identity: str) -> Any:
+def _observers(reading: Mapping[str, Any]) -> Any:
     """TID 1001: the device, and once signed the person, too."""
     # Named by its weights: another set of them is another observer.
     model = reading["model"]
@@ -336,10 +384,7 @@ def _person(handle: str) -> str:
 
 
 def _common(
-    reading: Mapping[str, Any],
-    evidence: list[Dataset],
-    identity: str,
-    verifying_organisation: str | None,
+    reading: Mapping[str, Any], evidence: list[Dataset], verifying_organisation: str | None
 ) -> dict[str, Any]:
     # A verified document needs somebody who answers for it, and this software cannot.
     own, signed = scheme(), reading["signed"]
@@ -352,8 +397,7 @@ def _common(
         }
     return verified_by | {
         "evidence": evidence,
-        "series_instance_uid": derive_uid("series", identity),
-        "series_number": SERIES_NUMBER,
+        "instance_number": 1,
         "manufacturer": MANUFACTURER,
         "is_complete": True,
         # Research software says nothing final.
@@ -361,7 +405,6 @@ def _common(
         "manufacturer_model_name": clean(reading["model"]["name"], _LONG) or "unnamed",
         "software_versions": clean(reading["model"]["app_version"], _LONG),
         "device_serial_number": reading["model"]["weights_sha256"][:_LONG],
-        "series_description": describe_series(reading),
         "specific_character_set": "ISO_IR 192",
         "coding_schemes": [
             CodingSchemeIdentificationItem(
@@ -374,16 +417,42 @@ def _common(
     }
 
 
-def _finish(dataset: Dataset, evidence: Dataset, reading: Mapping[str, Any], at: str) -> Dataset:
-    time = parse_time(at)
+def _finish(
+    dataset: Dataset, evidence: Dataset, reading: Mapping[str, Any], at: str, before: str | None
+) -> Dataset:
+    """Date it, name who answers for it, and the document that it replaces: `before` is that one's identity."""
     # The library does not carry it over, and all times of an instance are in it.
     if (offset := evidence.get("TimezoneOffsetFromUTC")) is not None:
         dataset.TimezoneOffsetFromUTC = offset
-    stamp(dataset, time)
-    # The library verifies at the clock's time; the reader did when the reading was signed.
-    for observer in dataset.get("VerifyingObserverSequence", ()):
-        observer.VerificationDateTime = _dicom_time(parse_time(reading["signed"]["at"]))
+    stamp(dataset, parse_time(at))
+    # The library knows one who verifies, at the clock's time; all who wrote do, when they wrote, the last one first.
+    if verifying := dataset.get("VerifyingObserverSequence"):
+        dataset.VerifyingObserverSequence = [
+            _verifying(verifying[0], reader, written_at)
+            for reader, written_at in reversed(told.readers_of(reading).items())
+        ]
+    if before is not None:
+        dataset.PredecessorDocumentsSequence = [_predecessor(dataset, before)]
     return dataset
+
+
+def _verifying(observer: Dataset, reader: str, written_at: str) -> Dataset:
+    own = copy.deepcopy(observer)
+    own.VerifyingObserverName = _person(reader)
+    own.VerificationDateTime = _dicom_time(parse_time(written_at))
+    return own
+
+
+def _predecessor(dataset: Dataset, before: str) -> Dataset:
+    """Reference the document that this one replaces, in its study and series."""
+    instance_kind, series_kind = _KINDS[dataset.SOPClassUID]
+    instance, series, study = Dataset(), Dataset(), Dataset()
+    instance.ReferencedSOPClassUID = dataset.SOPClassUID
+    instance.ReferencedSOPInstanceUID = derive_uid(instance_kind, before)
+    series.SeriesInstanceUID = derive_uid(series_kind, before)
+    series.ReferencedSOPSequence = [instance]
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = dataset.StudyInstanceUID, [series]
+    return study
 
 
 def _dicom_time(time: datetime.datetime) -> str:

@@ -2,7 +2,9 @@
 
 Too large for the suite (204 MB), so it is run by hand. FOLDER is as for orthanc_session.py, DIST the package's `dist`.
 The film goes there without VOI LUT Function (0028,1056), which the current Cornerstone3D cannot read (its issue 2844).
-Writes FOLDER/ohif.png, ohif_capture.png and ohif_sr.png, for eyes, and prints what the list of series says.
+Writes FOLDER/ohif.png, ohif_picture.png, ohif_text.png and ohif_findings.png, for eyes, and prints what the list of
+series says and what text stands in the viewport of each. That of the findings is empty: OHIF shows an Imaging
+Measurement Report (126000) as its images under coordinates, and ours have none; every other SR it shows as text.
 """
 
 import base64
@@ -85,14 +87,20 @@ def look(study_uid: str, folder: Path) -> dict:
         # Its tour and its notice lie over the lists.
         for button in ("Skip all", "Confirm and hide"):
             page.get_by_text(button).click(timeout=20_000)
-        # The capture, then the SR, as a reader opens them.
-        for name, place in (("capture", "OT"), ("sr", "SR")):
-            page.get_by_text(place, exact=True).first.dblclick(timeout=20_000)
+        # The capture, then each SR, as a reader opens them: by what the list says of them.
+        shown = {}
+        for name, words in (
+            ("picture", "Picture ("),
+            ("text", "Text ("),
+            ("findings", "Findings in codes ("),
+        ):
+            page.get_by_text(words).first.dblclick(timeout=20_000)
             page.wait_for_timeout(10_000)
             page.screenshot(path=str(folder / f"ohif_{name}.png"))
+            shown[name] = page.inner_text("[data-cy=viewport-grid]").split("\n")
         text = page.inner_text("body")
         browser.close()
-    return {"text": text.split("\n"), "complaints": complaints}
+    return {"text": text.split("\n"), "shown": shown, "complaints": complaints}
 
 
 def main() -> None:

@@ -48,6 +48,12 @@ def made(tmp_path_factory):
             probabilities={"Pneumonia": 0.3, "Pleural Effusion": 0.9},
         ),
     )
-    edited = draft["report"] | {"heart": "Enlarged.", "pleura": "No pleural effusion."}
+    # Something added, something denied, something left out, a side changed.
+    edited = draft["report"] | {
+        "heart": "Enlarged.",
+        "pleura": "No pleural effusion.",
+        "lungs_right": "",
+        "lungs_left": "Possible left lower lobe pneumonia.",
+    }
     signed = document.sign(draft, by="r1", at=AT, meaning="reviewed", report=edited)
     return Made(FilmFile("film.dcm", path.read_bytes()), pixels, source, draft, signed)

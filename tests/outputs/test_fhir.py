@@ -11,6 +11,7 @@ from places import NODE_MODULES
 from said import AT, said
 
 from cxr_jax.errors import UserError
+from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.outputs import document, fhir, fhir_check
 from cxr_jax.outputs.codes import CHOICES
 
@@ -52,6 +53,71 @@ def test_every_resource_is_labelled_and_nothing_is_final(made, bundle):
         "author",
         "verifier",
     ]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_what_a_reader_changed_shows_what_the_model_had_said(made, choice):
+    written = fhir.bundle(made.signed, [made.source], at=AT, codes=choice)
+    changed, without_device = {}, set()
+    for row in resources(written, "Observation"):
+        before = {
+            component["code"]["coding"][0]["code"]: component["valueCodeableConcept"]["text"]
+            for component in row.get("component", ())
+            if component["code"]["coding"][0]["code"] in ("MODELSTATE", "MODELSIDE")
+        }
+        if before:
+            changed[row["code"]["text"]] = before
+        if "device" not in row:
+            without_device.add(row["code"]["text"])
+        assert row["performer"][0]["identifier"]["value"] == "r1"
+    assert changed == {
+        "Pleural Effusion": {"MODELSTATE": "Present", "MODELSIDE": "Left"},
+        "Pneumonia": {"MODELSIDE": "Right"},
+        "Cardiomegaly": {"MODELSTATE": "Not said"},
+    }
+    # No device is named for what none has found, and no reader for a draft.
+    assert without_device == {"Cardiomegaly"}
+    drafted = fhir.bundle(made.draft, [made.source], at=AT, codes=choice)
+    for row in resources(drafted, "Observation"):
+        assert "device" in row and "performer" not in row
+
+
+def test_what_was_seen_was_so_when_the_film_was_taken(made, bundle):
+    day = made.source.dataset.StudyDate
+    for kind in ("Observation", "DiagnosticReport"):
+        for row in resources(bundle, kind):
+            assert row["effectiveDateTime"].replace("-", "") == day and row["issued"] == AT
+        # Of a picture nobody knows when.
+        for row in resources(fhir.bundle(made.draft, at=AT), kind):
+            assert "effectiveDateTime" not in row and row["issued"] == AT
+    [study] = resources(bundle, "ImagingStudy")
+    assert study["series"][0]["modality"]["code"] == made.source.dataset.Modality == "DX"
+    other = made.source._replace(dataset=copy.deepcopy(made.source.dataset))
+    other.dataset.Modality = "CR"
+    [study] = resources(fhir.bundle(made.draft, [other], at=AT), "ImagingStudy")
+    assert study["series"][0]["modality"]["code"] == "CR"
+    # With a study or without one, it is another bundle.
+    assert fhir.bundle(made.draft, at=AT)["id"] != fhir.bundle(made.draft, [other], at=AT)["id"]
+
+
+def test_a_conclusion_says_which_of_the_14_it_is(bundle):
+    [report] = resources(bundle, "DiagnosticReport")
+    for concept in report["conclusionCode"]:
+        # "Enlarged" alone would conclude nothing.
+        assert concept["coding"][-1]["system"].startswith("urn:oid:")
+        assert concept["text"] in CHEXPERT_14
+
+
+def test_strings_are_strings_of_fhir(made):
+    facts = document.CompletionFacts(
+        text="<think>Left effusion\x07 \x1b[31m.</think><answer>Edema</answer>",
+        finish_reason="stop",
+        prompt="\x07 Find\ud800.",
+    )
+    reading = document.build(document.ImageFacts(sha256="a" * 64), document.ModelFacts(
+        name="stub\x00", weights_sha256="b" * 64), facts)  # fmt: skip
+    text = fhir.to_bytes(fhir.bundle(reading, at=AT)).decode()
+    assert not any(f"\\u{code:04x}" in text for code in (0, 7, 0x1B)) and "Find" in text
 
 
 def test_nothing_of_a_patient_is_in_it_but_what_the_caller_gives(made, bundle):
@@ -154,6 +220,12 @@ def mutated(bundle):
     yield "a reader who is not named", _change(
         bundle, "Provenance", lambda provenance: provenance["agent"].pop()), False  # fmt: skip
     yield "a time that is none", set_in("DiagnosticReport", "yesterday", "issued"), False
+    yield "a time of nobody's zone", set_in(
+        "Observation", "2026-11-30T12:00:00", "effectiveDateTime"), False  # fmt: skip
+    yield "an observation of nobody", without("Observation", "performer"), False
+    yield "a finding of no device's", without("Observation", "device"), False
+    yield "a performer by name", set_in(
+        "Observation", {"display": "Doe, Jane"}, "performer", 0), False  # fmt: skip
     yield "a bundle to be executed", bundle | {"type": "transaction"}, False
     yield "a resource twice", bundle | {"entry": [*bundle["entry"], bundle["entry"][0]]}, False
     yield "a resource less", bundle | {"entry": bundle["entry"][:-1]}, False

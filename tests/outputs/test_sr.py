@@ -4,6 +4,8 @@ import io
 import itertools
 import shutil
 import subprocess
+import uuid
+import warnings
 
 import numpy as np
 import pydicom
@@ -14,7 +16,7 @@ from said import AT, said
 from cxr_jax.errors import UserError
 from cxr_jax.outputs import document, fhir, secondary_capture, sr
 from cxr_jax.outputs.codes import CHOICES
-from cxr_jax.outputs.dicom_source import parse_time, read_source, stamp
+from cxr_jax.outputs.dicom_source import clean, parse_time, read_source, stamp
 from cxr_jax.outputs.export import KINDS, ExportSettings, FilmFile, export
 from cxr_jax.phantom.dicom_writer import write_dicom
 
@@ -67,15 +69,106 @@ def test_nothing_is_final_and_a_signature_verifies_only_for_an_organisation(made
     )
 
 
-def test_what_a_reader_changed_shows_what_the_model_had_said(made):
-    written = as_dataset(sr.write(made.signed, [made.source], at=AT))
-    before = [
-        item.ConceptCodeSequence[0].CodeMeaning
-        for item in sr._walk(written)
-        if item.get("ConceptNameCodeSequence")
-        and item.ConceptNameCodeSequence[0].CodeValue == "MODELSTATE"
-    ]
-    assert before == ["Present"]  # the effusion, which the reader denied
+def coded(dataset):
+    """What the groups of an SR say in codes: label -> (name's code -> meanings of its values)."""
+    groups = {}
+    for group in sr._walk(dataset):
+        if sr._name(group) != "125007":
+            continue
+        said_here = {}
+        for item in sr._walk(group):
+            if item.ValueType == "CODE":
+                meaning = item.ConceptCodeSequence[0].CodeMeaning
+                said_here.setdefault(sr._name(item), []).append(meaning)
+            elif item.ValueType == "TEXT":
+                said_here.setdefault(sr._name(item), []).append(item.TextValue)
+        groups[said_here["112039"][0]] = said_here
+    return groups
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_what_a_reader_changed_shows_what_the_model_had_said(made, choice):
+    groups = coded(as_dataset(sr.write(made.signed, [made.source], at=AT, codes=choice)))
+    changed = {
+        label: [group.get(code, [""])[0] for code in ("MODELSTATE", "MODELSIDE")]
+        for label, group in groups.items()
+    }
+    assert {label: both for label, both in changed.items() if any(both)} == {
+        "Pleural Effusion": ["Present", "Left"],  # which the reader denied
+        "Pneumonia": ["", "Right"],  # and is left of the reader's
+        "Cardiomegaly": ["Not said", ""],  # the reader's own
+    }
+    # No algorithm is named for what none has found; the model's words stand under its name.
+    assert {label for label, group in groups.items() if "111001" not in group} == {"Cardiomegaly"}
+    drafted = coded(as_dataset(sr.write(made.draft, [made.source], at=AT, codes=choice)))
+    assert all("111001" in group for group in drafted.values())
+    assert not any("MODELSIDE" in group or "MODELSTATE" in group for group in drafted.values())
+
+
+def test_an_addendum_names_the_document_that_it_replaces_and_who_wrote_it(made):
+    later = "2026-11-30T13:00:00Z"
+    added = document.add_addendum(made.signed, by="r2", at=later, text="Compared.")
+    clinic = {"verifying_organisation": "Clinic"}
+    for write in (sr.write, sr.write_text):
+        signed = as_dataset(write(made.signed, [made.source], at=AT, **clinic))
+        extended = as_dataset(write(added, [made.source], at=later, **clinic))
+        assert "PredecessorDocumentsSequence" not in signed
+        [study] = extended.PredecessorDocumentsSequence
+        [series] = study.ReferencedSeriesSequence
+        [before] = series.ReferencedSOPSequence
+        assert study.StudyInstanceUID == signed.StudyInstanceUID
+        assert series.SeriesInstanceUID == signed.SeriesInstanceUID
+        assert before.ReferencedSOPInstanceUID == signed.SOPInstanceUID
+        # Who added answers for it, too; the last one first.
+        assert [
+            (str(observer.VerifyingObserverName), observer.VerificationDateTime)
+            for observer in extended.VerifyingObserverSequence
+        ] == [("r2^", "20261130130000+0000"), ("r1^", "20261130120000+0000")]
+
+
+def test_a_finding_keeps_its_name_and_whoever_verifies_makes_another_instance(made):
+    def names(data):
+        written = as_dataset(data)
+        tracked = {item.UID for item in sr._walk(written) if sr._name(item) == "112040"}
+        return written.SOPInstanceUID, written.SeriesInstanceUID, tracked
+
+    draft, signed, verified, text = (
+        names(sr.write(made.draft, [made.source], at=AT)),
+        names(sr.write(made.signed, [made.source], at=AT)),
+        names(sr.write(made.signed, [made.source], at=AT, verifying_organisation="Clinic")),
+        names(sr.write_text(made.signed, [made.source], at=AT)),
+    )
+    # A tracking UID is what the same finding is known by in the next document.
+    assert len(draft[2] & signed[2]) == 5 and signed[2] == verified[2]
+    assert len({draft[0], signed[0], verified[0], text[0]}) == 4
+    # Viewers show one document a series.
+    assert text[1] != signed[1]
+    for uid in (draft[0], *draft[2]):
+        assert uuid.UUID(int=int(uid.removeprefix("2.25."))).version == 5
+
+
+def test_a_kind_is_named_only_by_sentences_that_say_it_and_still_stand(made):
+    def read(trace, **edited):
+        text = f"<think>{trace}</think><answer>Fracture</answer>"
+        facts = document.CompletionFacts(text=text, finish_reason="stop", prompt="Find.")
+        reading = document.build(
+            document.ImageFacts(sha256=made.source.sha256),
+            document.ModelFacts(name="stub", weights_sha256="b" * 64),
+            facts,
+        )
+        if edited:
+            reading = document.revise(reading, reading["report"] | edited)
+        return coded(as_dataset(sr.write(reading, [made.source], at=AT)))
+
+    trace = "Right clavicle fracture. No rib fracture. Endotracheal tube in place."
+    groups = read(trace)
+    # "Rib" is said of what is not there.
+    assert "Rib" not in groups["Fracture"].get("363698007", [])
+    assert groups["Support Devices"]["121071"] == ["Endotracheal tube"]
+    assert read("Right rib fracture.")["Fracture"]["363698007"] == ["Rib"]
+    # What a reader has written over a sentence is no kind of the model's.
+    groups = read(trace, devices="Chest tube in place.")
+    assert groups["Support Devices"]["121071"] == ["Support Devices"]
 
 
 def test_an_addendum_stands_beside_the_findings_that_it_may_correct(made):
@@ -112,6 +205,48 @@ def test_the_same_document_is_the_same_file_and_another_is_another_instance(made
         assert written.StudyInstanceUID == made.source.dataset.StudyInstanceUID
         assert written.SeriesInstanceUID != made.source.dataset.SeriesInstanceUID
         assert (written.ContentDate if "ContentDate" in written else "20261130") == "20261130"
+
+
+def nothing_said(made):
+    """A reading that mentions none of the 14."""
+    return document.build(
+        document.ImageFacts(sha256=made.source.sha256),
+        document.ModelFacts(name="stub", weights_sha256="b" * 64),
+        document.CompletionFacts(text="<think>", finish_reason="length", prompt="Find."),
+    )
+
+
+def with_lateral(made):
+    """The source of a second film of the study, and a reading of both."""
+    film = as_dataset(made.file.data)
+    film.SOPInstanceUID += ".1"
+    film.SeriesInstanceUID += ".1"
+    buffer = io.BytesIO()
+    film.save_as(buffer)
+    lateral = read_source("lateral.dcm", buffer.getvalue())
+    other = made.draft["image"] | {"sha256": lateral.sha256, "role": "lateral"}
+    return lateral, made.draft | {"other_images": [other]}
+
+
+def test_a_reading_that_mentions_nothing_is_exported_all_the_same(made):
+    reading = nothing_said(made)
+    for kind in KINDS:
+        assert export(kind, reading, [made.file], SETTINGS)
+    assert sr.read_states(as_dataset(sr.write(reading, [made.source], at=AT))) == {}
+
+
+def test_all_films_that_were_read_together_are_named(made):
+    lateral, together = with_lateral(made)
+    written = as_dataset(sr.write(together, [made.source, lateral], at=AT))
+    films = [made.source.dataset.SOPInstanceUID, lateral.dataset.SOPInstanceUID]
+    for group in (item for item in sr._walk(written) if sr._name(item) == "125007"):
+        assert [
+            item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+            for item in group.ContentSequence
+            if item.ValueType == "IMAGE"
+        ] == films
+    [study] = written.CurrentRequestedProcedureEvidenceSequence
+    assert len(study.ReferencedSeriesSequence) == 2
 
 
 def test_the_text_sr_holds_every_sentence_and_the_notice(made):
@@ -208,10 +343,67 @@ def test_a_header_gives_its_identity_and_nothing_else(made, tmp_path):
 
 
 def test_times_are_in_the_film_s_own_zone():
-    written = Dataset()
-    written.TimezoneOffsetFromUTC, written.ContentDate = "-0530", "20000101"
-    stamp(written, parse_time("2026-11-30T02:00:00Z"))
-    assert (written.ContentDate, written.ContentTime) == ("20261129", "203000")
+    for offset, wanted in (("-0530", "20261129203000-0530"), (None, "20261130020000+0000")):
+        written = Dataset()
+        written.ContentDate, written.ContributingEquipmentSequence = "20000101", [Dataset()]
+        if offset:
+            written.TimezoneOffsetFromUTC = offset
+        stamp(written, parse_time("2026-11-30T02:00:00Z"))
+        assert f"{written.ContentDate}{written.ContentTime}" == wanted[:14]
+        assert written.ContributingEquipmentSequence[0].ContributionDateTime == wanted
+
+
+@pytest.mark.parametrize(
+    ("character_set", "name", "wanted"),
+    [
+        ("ISO_IR 100", "M\u00fcller^J\u00f6rg", "M\u00fcller^J\u00f6rg"),
+        ("ISO_IR 192", "Wang^XiaoDong=\u738b^\u5c0f\u6771", "Wang^XiaoDong=\u738b^\u5c0f\u6771"),
+        (
+            ["", "ISO 2022 IR 87"],
+            "Yamada^Tarou=\u5c71\u7530^\u592a\u90ce",
+            "Yamada^Tarou=\u5c71\u7530^\u592a\u90ce",
+        ),
+        # Each spelling may have 64 characters: one that is too long must not cost the next.
+        ("ISO_IR 192", "A" * 90 + "=\u738b", "A" * 64 + "=\u738b"),
+    ],
+)
+def test_names_are_kept_in_whatever_letters_they_are(made, character_set, name, wanted):
+    film = as_dataset(made.file.data)
+    film.SpecificCharacterSet, film.PatientName = character_set, name
+    film.StudyDate, film.PatientBirthDate, film.StudyTime = "20261399", "20260101", "250000"
+    buffer = io.BytesIO()
+    film.save_as(buffer)
+    source = read_source("film.dcm", buffer.getvalue())
+    reading = made.draft | {"image": made.draft["image"] | {"sha256": source.sha256}}
+    with warnings.catch_warnings():
+        # A library's warning of an odd name has the name in it.
+        warnings.simplefilter("error")
+        written = as_dataset(sr.write(reading, [source], at=AT))
+    assert written.SpecificCharacterSet == "ISO_IR 192" and str(written.PatientName) == wanted
+    # Digits that are no day, and no hour, are none.
+    assert (written.StudyDate, written.PatientBirthDate, written.StudyTime) == ("", "20260101", "")
+
+
+def test_a_picture_says_what_its_film_says_of_itself(made):
+    for burned_in, lossy in (("YES", "01"), ("NO", None), (None, None)):
+        film = as_dataset(made.file.data)
+        film.BurnedInAnnotation, film.LossyImageCompression = burned_in, lossy
+        if burned_in is None:
+            del film.BurnedInAnnotation
+        buffer = io.BytesIO()
+        film.save_as(buffer)
+        source = read_source("film.dcm", buffer.getvalue())
+        reading = made.draft | {"image": made.draft["image"] | {"sha256": source.sha256}}
+        written = as_dataset(secondary_capture.write(reading, [source], made.pixels, at=AT))
+        # Not said is not "NO": a name may be in the film's pixels.
+        assert written.get("BurnedInAnnotation") == burned_in
+        assert written.get("LossyImageCompression") == lossy
+        [shown] = written.SourceImageSequence
+        assert shown.ReferencedSOPInstanceUID == film.SOPInstanceUID
+
+
+def test_blanks_of_any_kind_part_words():
+    assert clean("No\teffusion,\xa05\u2028mm.\x00\u202e") == "No effusion, 5 mm."
 
 
 @pytest.mark.skipif(
@@ -220,10 +412,18 @@ def test_times_are_in_the_film_s_own_zone():
 def test_dciodvfy_finds_no_error(made, tmp_path):
     files = {}
     for (name, reading), kind, choice in itertools.product(
-        made.readings.items(), ("sr.dcm", "text.dcm", "sc.dcm"), CHOICES
+        made.readings.items(), ("sr.dcm", "text.dcm"), CHOICES
     ):
         settings = ExportSettings(at=AT, codes=choice)
         files[f"{name}.{choice}.{kind}"] = export(kind, reading, [made.file], settings)
+    files["sc.dcm"] = export("sc.dcm", made.signed, [made.file], SETTINGS)
+    added = document.add_addendum(made.signed, by="r2", at=AT, text="Correction.")
+    clinic = ExportSettings(at=AT, verifying_organisation="Clinic")
+    for kind in ("sr.dcm", "text.dcm"):
+        files[f"added.{kind}"] = export(kind, added, [made.file], clinic)
+        files[f"nothing.{kind}"] = export(kind, nothing_said(made), [made.file], SETTINGS)
+    lateral, together = with_lateral(made)
+    files["two.sr.dcm"] = sr.write(together, [made.source, lateral], at=AT)
     for photometric, ap, bits in (("MONOCHROME1", True, 12), ("MONOCHROME2", False, 16)):
         path = tmp_path / f"{photometric}.dcm"
         write_dicom(
