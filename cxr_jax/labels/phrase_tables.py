@@ -99,8 +99,7 @@ def compile_lexicon(lexicon: Lexicon) -> Tables:
     table = _merge_states(table)
 
     # Classes that no phrase tells apart are one.
-    phrase_next, same_class = np.unique(table.next, axis=1, return_inverse=True)
-    same_class = same_class.reshape(-1).astype(np.int16)
+    phrase_next, same_class = _equal_columns(table.next)
     return Tables(
         word_next=word_next,
         word_class=same_class[word_class],
@@ -241,11 +240,16 @@ def _specificity(pattern: str) -> int:
     return 1_100 if pattern[0] == "-" and len(pattern) > 1 else 1_000
 
 
-def _distinct_columns(table: np.ndarray) -> np.ndarray:
-    """The first of each kind of column; told apart by sums of random multiples, so two may pass for one kind."""
-    multiples = np.random.default_rng(1).integers(1, 2**63, len(table), dtype=np.uint64)
-    sums = np.einsum("s,sc->c", multiples, table.astype(np.uint64))
-    return np.unique(sums, return_index=True)[1]
+def _equal_columns(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct columns of a table [S, C] of numbers from 0, sorted; and which of them each column is, int16 [C]."""
+    # Bytes, the high one first, sort as the numbers do, and much sooner than numpy's rows of fields.
+    columns = [column.tobytes() for column in table.T.astype(">i2")]
+    first: dict[bytes, int] = {}
+    for index, column in enumerate(columns):
+        first.setdefault(column, index)
+    number_of = {column: number for number, column in enumerate(sorted(first))}
+    which = np.array([number_of[column] for column in columns], np.int16)
+    return table[:, [first[column] for column in number_of]], which
 
 
 def equal_states(following: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -261,17 +265,21 @@ def equal_states(following: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarra
         int64 [S], the part of each state, numbered by their first states; and those, int64 [parts].
     """
     random = np.random.default_rng(0)
-    # Of columns that are equal one is enough.
-    columns = following[:, _distinct_columns(following)]
-    multiples = random.integers(1, 2**63, columns.shape[1] + 1, dtype=np.uint64)
-    numbers = random.integers(1, 2**63, len(columns), dtype=np.uint64)  # one a part
+    multiples = random.integers(1, 2**63, following.shape[1] + 1, dtype=np.uint64)
+    numbers = random.integers(1, 2**63, len(following), dtype=np.uint64)  # one a part
+    # Most cells are those of the first state's row: a sum differs from that row's by the few others, however many
+    # columns there are.
+    usual = following[0]
+    rows, columns = np.nonzero(following != usual)
+    targets = following[rows, columns]
     # The first parts: states with one outcome. Then states whose next states are in different parts are parted, too.
     weights = random.integers(1, 2**63, outcomes.shape[1], dtype=np.uint64)
     sums = np.einsum("so,o->s", outcomes.astype(np.uint64), weights)
     part = np.unique(sums, return_inverse=True)[1].reshape(-1)
     while True:
-        sums = np.einsum("sc,c->s", numbers[part][columns], multiples[1:])
-        sums += numbers[part] * multiples[0]
+        own = numbers[part]
+        sums = own * multiples[0]
+        np.add.at(sums, rows, (own[targets] - own[usual[columns]]) * multiples[1:][columns])
         _, first, finer = np.unique(sums, return_index=True, return_inverse=True)
         finer = finer.reshape(-1)
         if len(first) == part.max() + 1:
@@ -283,8 +291,15 @@ def equal_states(following: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarra
     number = np.empty(len(first), np.int64)
     number[order] = np.arange(len(first))
     part, first = number[finer], first[order]
-    assert (part[following[first]][part] == part[following]).all()
-    assert (outcomes[first][part] == outcomes).all()
+    # Every state goes where the first of its part goes, and says what that says.
+    is_other = part[targets] != part[usual[columns]]
+    rows, columns, targets = rows[is_other], columns[is_other], targets[is_other]
+    counts, twin = np.bincount(rows, minlength=len(part)), first[part]
+    starts = np.cumsum(counts) - counts
+    cells = np.arange(len(rows)) - starts[rows] + starts[twin[rows]]
+    assert (counts == counts[twin]).all()
+    assert (columns[cells] == columns).all() and (part[targets[cells]] == part[targets]).all()
+    assert (outcomes[twin] == outcomes).all()
     return part, first
 
 
