@@ -280,7 +280,7 @@ def _chapter(
     return [_container(chapter_name, items)] if items else []
 
 
-def _container(name: Code, items: Sequence[Dataset]) -> sr.ContainerContentItem:
+def _container(name: Code, items: Sequence[sr.TextContentItem]) -> sr.ContainerContentItem:
     container = sr.ContainerContentItem(
         name=name, is_content_continuous=False, relationship_type="CONTAINS"
     )
@@ -310,7 +310,7 @@ def _identify(
     return f"{documents.sha256(reading)}/{time.isoformat()}/{codes.choice}{verified}"
 
 
-def _uids(sop_class: str, identity: str) -> dict[str, str]:
+def _uids(sop_class: uids.UID, identity: str) -> dict[str, Any]:
     instance_kind, series_kind = _KINDS[sop_class]
     return {
         "sop_instance_uid": derive_uid(instance_kind, identity),
