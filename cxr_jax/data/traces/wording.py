@@ -174,6 +174,8 @@ _BROKEN = re.compile(
 _NO_CHANGE_IN = re.compile(
     r"\b(?:no|little|without|minimal) (?:\w+ ){0,3}change (?:in|of)\b", re.IGNORECASE
 )
+# "No change in the effusion or the edema": both are there. Without the "no" the same word would doubt which.
+_NO_CHANGE_IN_EITHER = re.compile(_NO_CHANGE_IN.pattern + r"[^.;]*", re.IGNORECASE)
 
 
 def without_comparison(sentence: str) -> str | None:
@@ -187,6 +189,9 @@ def without_comparison(sentence: str) -> str | None:
     # What is denied of a change says nothing of the thing, once "no change in" is set aside.
     if _DENIES_CHANGE.search(_NO_CHANGE_IN.sub(" ", sentence)):
         return None
+    sentence = _NO_CHANGE_IN_EITHER.sub(
+        lambda clause: re.sub(r"\b(?:n?or)\b", "and", clause[0], flags=re.IGNORECASE), sentence
+    )
     # In their order: a later rule sees what an earlier one has left.
     for pattern, instead in _RULES:
         sentence = pattern.sub(instead, sentence)

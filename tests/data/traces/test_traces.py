@@ -162,6 +162,11 @@ SAID = (
         "Right lower lobe pneumonia. Recommend follow-up to resolution.",
         "Right lung: Right lower lobe pneumonia.",
     ),
+    # Both are there: without the "no", "or" would doubt which.
+    (
+        "No significant change in pneumothorax or right pleural fluid.",
+        "Pleura: Pneumothorax and right pleural fluid.",
+    ),
     # Nothing is said of what the report does not speak of.
     ("No acute disease.", "Summary: No acute disease."),
 )
