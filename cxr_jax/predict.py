@@ -250,7 +250,7 @@ def _write_outputs(
 
     files = export.read_films([film.path for film in films])
     facts = [
-        document.image_facts(hashlib.sha256(file.data).hexdigest(), film.image.meta, film.role)
+        document.image_facts(hashlib.sha256(file.data).hexdigest(), film.image, film.role)
         for file, film in zip(files, films, strict=True)
     ]
     record = reading.record

@@ -11,6 +11,7 @@ check of quality or view, and passes a lateral film.
 """
 
 import functools
+import re
 import threading
 import tomllib
 from pathlib import Path
@@ -34,6 +35,27 @@ _PLAIN = 0.02  # standard deviation of a line, of the picture's range, below whi
 _BLANK = -99.0  # points of a picture without any light and dark, or with pixels that are no numbers
 
 
+# Remarks that need no reader's attention: they tell how the film was shown, not that anything may be wrong with it.
+_HARMLESS = re.compile(
+    r"^\d+ windows in the file|^pixel padding was masked|^no window in the file|^pixels are not square"
+    r"|^16-bit PNG whose values|^rotated as its EXIF"
+)
+_BY_PIXELS = "no chest film by its pixels"
+
+
+class Gate(NamedTuple):
+    """What every door says of a film, with one meaning each, and why.
+
+    Attributes:
+        state: "refused": no frontal chest film by its header or its pixels, or blank; it is read only where somebody
+            says so. "warned": a film that something may be wrong with. "ok": neither.
+        reasons: in words, of the state.
+    """
+
+    state: str
+    reasons: list[str]
+
+
 class Verdict(NamedTuple):
     """What the gate says: `points` above the limit, and why it is no chest film, None if it may be one."""
 
@@ -45,6 +67,22 @@ def check_policy(policy: str, flag: str = "--image_gate") -> None:
     """Refuse a policy that is none of POLICIES. Raises UserError."""
     if policy not in POLICIES:
         raise UserError(f"{flag}={policy}: choose one of {', '.join(POLICIES)}")
+
+
+def gate_of(image: Image) -> Gate:
+    """Say whether a film may be read: by its header, its pixels and what was remarked when it was decoded.
+
+    A flag that reads it all the same changes nothing here: what is said of a film is what it is.
+    """
+    reasons = list(image.meta["unusable"])
+    verdict = judge(image.pixels)
+    # A blank picture has said so already.
+    if verdict.reason is not None and not any("blank" in reason for reason in reasons):
+        reasons.append(f"{_BY_PIXELS}: {verdict.reason}")
+    if reasons:
+        return Gate("refused", reasons)
+    remarks = [remark for remark in image.meta["warnings"] if not _HARMLESS.search(remark)]
+    return Gate("warned" if remarks else "ok", remarks)
 
 
 def check(path: str | Path, image: Image, policy: str, flag: str = "--image_gate") -> None:
@@ -65,7 +103,7 @@ def check(path: str | Path, image: Image, policy: str, flag: str = "--image_gate
     verdict = judge(image.pixels)
     if verdict.reason is None:
         return
-    remark = f"no chest film by its pixels: {verdict.reason}"
+    remark = f"{_BY_PIXELS}: {verdict.reason}"
     if policy == "refuse":
         raise UserError(f"{path}: not read: {remark} ({flag}=warn reads it all the same)")
     image.meta["warnings"].append(remark)

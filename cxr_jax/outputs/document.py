@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxr_jax import __version__
+from cxr_jax.data import image_gate
+from cxr_jax.data.radiograph import Image
 from cxr_jax.errors import UserError
 from cxr_jax.labels.answers import FORMAT_PATTERN, answer_warnings, reasoning_of, split_answer
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, PARENTS
@@ -43,7 +45,7 @@ class ImageFacts:
         sha256: of the file's bytes.
         view: "PA", "AP", "lateral" or "unknown", as `Image.meta` has it.
         renderer: of `radiograph.RENDERERS`, or "none".
-        gate: "ok", "warned" or "refused" (read all the same).
+        gate: as `image_gate.Gate.state`; of one that is "refused" the document exists because somebody said so.
         gate_reasons: why.
         role: of `prompts.ROLES`, or None for a film by itself.
     """
@@ -66,20 +68,15 @@ class ImageFacts:
         }
 
 
-def image_facts(sha256: str, meta: Mapping[str, Any], role: str | None = None) -> ImageFacts:
-    """Make the facts of a film from its `Image.meta`."""
-    # What is no frontal chest film by its header, and was read all the same; then what only its pixels speak against.
-    reasons = list(meta["unusable"])
-    gate = "refused" if reasons else "ok"
-    if "image_gate" in meta:
-        reasons.append(meta["image_gate"]["reason"])
-        gate = gate if gate == "refused" else "warned"
+def image_facts(sha256: str, image: Image, role: str | None = None) -> ImageFacts:
+    """Make the facts of a film from the film: the same at every door, whatever flag has let it be read."""
+    gate = image_gate.gate_of(image)
     return ImageFacts(
         sha256=sha256,
-        view=meta["view"],
-        renderer=meta["renderer"],
-        gate=gate,
-        gate_reasons=reasons,
+        view=image.meta["view"],
+        renderer=image.meta["renderer"],
+        gate=gate.state,
+        gate_reasons=gate.reasons,
         role=role,
     )
 

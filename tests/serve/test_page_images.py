@@ -13,7 +13,7 @@ from PIL import Image as PilImage
 from places import SHARED
 
 import cxr_jax
-from cxr_jax.data import dicom, display
+from cxr_jax.data import dicom, display, image_gate
 from cxr_jax.data.dicom import pixels as dicom_pixels
 from cxr_jax.inference import image_inputs
 from cxr_jax.serve.room import films, pixels
@@ -153,7 +153,7 @@ def test_the_gate_says_why(client, content, state, word):
 @pytest.mark.skipif(not GOOD, reason="the shared data is not there")
 def test_a_film_passes_the_gate_and_a_lateral_does_not(client):
     scene = display.open_film("x", GOOD[0].read_bytes())
-    assert films.judge(scene)["state"] == "ok"
+    assert image_gate.gate_of(scene.image).state == "ok"
     lateral = SHARED / "dicom/bad/devA_lateral_tag.dcm"
     assert upload(client, lateral.read_bytes()).json()["gate"]["reasons"] == ["not a frontal view"]
 

@@ -9,7 +9,6 @@ import functools
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
 
 from cxr_jax.inference.reading import Film
 from cxr_jax.inference.requests import Completion
@@ -158,17 +157,4 @@ class DocumentListener:
 
 
 def _facts_of(film: Film) -> ImageFacts:
-    meta: dict[str, Any] = film.image.meta
-    # Whatever speaks against the film was overridden by read_anyway, or it would not be here.
-    # A copy: the film's own list is told as warnings, too.
-    reasons = list(meta["unusable"])
-    if "image_gate" in meta:
-        reasons.append(meta["image_gate"]["reason"])
-    return ImageFacts(
-        sha256=meta["sha256"],
-        view=meta["view"],
-        renderer=meta["renderer"],
-        gate="refused" if reasons else "ok",
-        gate_reasons=reasons,
-        role=film.role,
-    )
+    return document.image_facts(film.image.meta["sha256"], film.image, film.role)

@@ -32,12 +32,6 @@ _PARTIAL = ".part-"  # names of files begin so until they are whole
 _AT_ONCE = 2  # films that are decoded at the same time: each may take some hundred megabytes
 _IN_MEMORY = 4  # pictures that are kept decoded, for follow-ups on the same film
 
-# Remarks that need no reader's attention: they tell how the film was shown, not that anything may be wrong with it.
-_HARMLESS = re.compile(
-    r"^\d+ windows in the file|^pixel padding was masked|^no window in the file|^pixels are not square"
-    r"|^16-bit PNG whose values|^rotated as its EXIF"
-)
-
 
 class NoSuchFilmError(UserError):
     """No film of that hash was uploaded."""
@@ -188,7 +182,7 @@ def describe(digest: str, film: Display) -> dict[str, Any]:
         "photometric": metadata["photometric"],
         "renderer": metadata["renderer"],
         "marker": film.marker,
-        "gate": judge(film),
+        "gate": image_gate.gate_of(film.image)._asdict(),
         "windows": film.windows,
         "inverted": film.is_inverted,
         "warnings": metadata["warnings"],
@@ -199,25 +193,6 @@ def describe(digest: str, film: Display) -> dict[str, Any]:
         "units": film.units,
         "levels_range": _range_of_levels(film),
     }
-
-
-def judge(film: Display) -> dict[str, Any]:
-    """Say whether a film may be read: {"state": ok | warned | refused, "reasons": [..]}.
-
-    Refused is what is no frontal chest film by its header or its pixels, or is blank; a reader may read it all the
-    same, and says so.
-    """
-    metadata = film.image.meta
-    reasons = list(metadata["unusable"])
-    # The same judgement as before every reading by file.
-    verdict = image_gate.judge(film.image.pixels)
-    # A blank picture has said so already.
-    if verdict.reason is not None and not any("blank" in reason for reason in reasons):
-        reasons.append(f"no chest film by its pixels: {verdict.reason}")
-    if reasons:
-        return {"state": "refused", "reasons": reasons}
-    remarks = [remark for remark in metadata["warnings"] if not _HARMLESS.search(remark)]
-    return {"state": "warned" if remarks else "ok", "reasons": remarks}
 
 
 def _range_of_levels(film: Display) -> list[int]:
