@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.errors import UserError, exit_code
+from cxr_jax.serve.limits import Limits
 from cxr_jax.serve.state import ServerSettings
 
 
@@ -41,7 +42,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what hears spoken thoughts: none (they are typed) or whisper:FOLDER (extra dictate)",
     )
     # ---- Who may come, and under which name ----
-    parser.add_argument("--study", metavar="NAME", help="reader study of the store that is served")
+    parser.add_argument(
+        "--study", metavar="NAME", help="serve this reader study of the store, alone"
+    )
     parser.add_argument(
         "--api_key_file", metavar="F", type=Path, help="keys for /v1, one a line (docs/room.md)"
     )
@@ -54,6 +57,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="NAME",
         help="a name under which a proxy or other machines reach the server; may be repeated",
+    )
+    parser.add_argument(
+        "--film_quota",
+        type=_gibibytes,
+        default=Limits.films_bytes,
+        metavar="GIB",
+        help="what the films of one reader may take on the disk (default 20)",
     )
     parser.add_argument("--log_requests", action="store_true", help="a line for every request")
     return parser.parse_args(argv)
@@ -68,6 +78,17 @@ def _port(text: str) -> int:
 
 
 _port.__name__ = "port from 0 to 65535"  # argparse puts it in its message
+
+
+def _gibibytes(text: str) -> int:
+    number = float(text)
+    # A thousandth: below it no film would fit.
+    if not 0.001 <= number <= 1_000_000:
+        raise ValueError
+    return int(number * 2**30)
+
+
+_gibibytes.__name__ = "number of GiB from 0.001"
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -86,19 +107,24 @@ def serve(arguments: argparse.Namespace) -> int:
             f"serve: the package {error.name} is not installed (pip install 'cxr_jax[serve]')"
         ) from None
     # From here on everything is typed: below the door nobody reads flags.
-    return run_server(
-        ServerSettings(
-            model=arguments.model,
-            host=arguments.host,
-            port=arguments.port,
-            store=None if arguments.store == "none" else arguments.store,
-            study=arguments.study,
-            dictate=arguments.dictate,
-            api_key_file=arguments.api_key_file,
-            no_auth=arguments.no_auth,
-            public_hosts=tuple(arguments.public_host),
-        )
+    settings = ServerSettings(
+        model=arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        store=None if arguments.store == "none" else arguments.store,
+        study=arguments.study,
+        dictate=arguments.dictate,
+        api_key_file=arguments.api_key_file,
+        no_auth=arguments.no_auth,
+        public_hosts=tuple(arguments.public_host),
+        limits=Limits(films_bytes=arguments.film_quota),
     )
+    if settings.study is None:
+        return run_server(settings)
+    # A study is served alone, without a model.
+    from cxr_jax.serve import study_server
+
+    return study_server.serve(settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from cxr_jax.errors import UserError, printable
-from cxr_jax.serve import auth, capture_routes, study_routes
+from cxr_jax.serve import auth, capture_routes
 from cxr_jax.serve.limits import BodyGuard
 from cxr_jax.serve.metrics import RequestMeter
 from cxr_jax.serve.openai import routes
@@ -33,7 +33,6 @@ _ROUTERS = (
     pacs,
     # ---- Beside the room ----
     capture_routes,
-    study_routes,
 )
 
 

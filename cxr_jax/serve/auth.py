@@ -1,7 +1,7 @@
 """Say who is asking: a reader with a session, a program with an API key, or the one user of a server on loopback.
 
-    POST /login {handle, password}   -> {user, role, csrf} and the cookie; 401, or 429 after ten wrong passwords
-    GET  /session                    -> {user, role, csrf}; 401 without a login
+    POST /login {handle, password}   -> as /session, and the cookie; 401, or 429 after ten wrong passwords
+    GET  /session                    -> {user, role, csrf, idle_s, sealing}; 401 without a login
     POST /logout
 
 The cookie is HttpOnly and SameSite=Strict; every request that is no GET carries `X-CSRF-Token` as well. A server on
@@ -23,7 +23,7 @@ from cxr_jax.serve.state import ServerSettings, ServerState
 from cxr_jax.store import Store
 from cxr_jax.store.records.actors import Actor
 from cxr_jax.store.records.api_keys import ApiKey
-from cxr_jax.store.records.sessions import Session, is_csrf
+from cxr_jax.store.records.sessions import IDLE, Session, is_csrf
 from cxr_jax.store.records.users import LOCAL, TooManyTriesError, User
 
 # One cookie, and no other state in the browser: a page that is closed leaves nothing to read.
@@ -35,6 +35,16 @@ _SAFE_METHODS = ("GET", "HEAD")
 _REFUSALS_A_MINUTE = 60
 # Passwords that are checked or wait to be; so a flood of them, or of tries beside each other, stays small.
 _LOG_INS = 8
+# What proxies add for the server behind them. A proxy on this machine brings others there, and all of them seem to come
+# from it; one that adds nothing has to be told by --public_host.
+_PROXY_HEADERS = (
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+)
 # An event has an actor always; this one has no row among the users.
 NOBODY = Actor("nobody", "none")
 
@@ -53,17 +63,17 @@ class Auth:
 
     # ---- Who is asking -----------------------------------------------------------------------------------------------
 
-    def is_open(self) -> bool:
+    def is_open(self, request: Request) -> bool:
         """Return whether nobody is asked who they are: on loopback, without users or by `--no_auth`."""
         # Asked at each request: a user who is added while the server runs closes it at once.
         # Beyond this machine everybody is asked, whatever the flags say.
-        if not is_private(self._settings):
+        if not is_from_here(self._settings, request):
             return False
         return self._settings.no_auth or not self._store.users.has_people()
 
     def session(self, request: Request) -> Session | None:
         """Return the session of a request, None of one from nobody."""
-        if self.is_open():
+        if self.is_open(request):
             # The same after a restart, so that a page which is open goes on; no other site can read it.
             return Session(self._store.users.local(), self._store.opaque("csrf", LOCAL))
         token = request.cookies.get(COOKIE)
@@ -100,23 +110,27 @@ class Auth:
         """Return who is asking, a reader; a dependency of FastAPI. Raises what `user` raises."""
         return self.user(request, "reader")
 
-    def key(self, request: Request, scope: str) -> ApiKey | None:
+    def key(self, request: Request, scope: str, *, are_others: bool = False) -> ApiKey | None:
         """Return the API key that a request carries, None where none is asked for: on loopback without any keys.
+
+        Args:
+            request: with the key as clients of OpenAI's API send it.
+            scope: that it needs.
+            are_others: whether there are keys beside the store's, so that one is asked for in any case.
 
         Raises:
             RefusedError: 401 without a key that is one, 403 if it may not do this.
         """
-        # As clients of OpenAI's API send it.
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        # Clients of OpenAI's API always send some key: where none exist, any is as good as none.
+        has_keys = are_others or self._store.api_keys.has_any()
+        is_from_this_machine = is_from_here(self._settings, request)
         if scheme.lower() != "bearer" or not given.strip():
-            if is_private(self._settings) and (
-                self._settings.no_auth or not self._store.api_keys.has_any()
-            ):
+            if is_from_this_machine and (self._settings.no_auth or not has_keys):
                 return None
             raise self.refused(request, 401, "an API key is needed", reason="key")
         key = self._store.api_keys.find(given.strip())
-        # Clients of OpenAI's API always send some key: where none exist, any is as good as none.
-        if key is None and is_private(self._settings) and not self._store.api_keys.has_any():
+        if key is None and is_from_this_machine and not has_keys:
             return None
         if key is None:
             raise self.refused(request, 401, "no such API key", reason="key")
@@ -126,6 +140,25 @@ class Auth:
                 request, 403, f"the key has no scope {scope}", actor=key.actor, reason="scope"
             )
         return key
+
+    def as_json(self, session: Session) -> dict[str, Any]:
+        """Return what a page must know of its session.
+
+        `idle_s` are the seconds after which a page without its reader empties itself, None where nobody logs in. With
+        `sealing` it keeps what has not reached the server yet: the key is the user's, and no browser stores it.
+        """
+        user = session.user
+        return {
+            "user": user.handle,
+            "role": user.role,
+            "csrf": session.csrf,
+            "idle_s": None if user.id == LOCAL else int(IDLE.total_seconds()),
+            # HMACs of the store's own key: the same after a restart, and nobody else's.
+            "sealing": {
+                "tag": self._store.opaque("sealing tag", user.id)[:16],
+                "key": self._store.opaque("sealing key", user.id),
+            },
+        }
 
     # ---- What is refused ---------------------------------------------------------------------------------------------
 
@@ -248,6 +281,12 @@ def is_private(settings: ServerSettings) -> bool:
     return settings.is_loopback and not settings.public_hosts
 
 
+def is_from_here(settings: ServerSettings, request: Request) -> bool:
+    """Return whether a request comes from a person or a program at this machine, and through no proxy."""
+    # The one place that says so: the open room, the API without keys and the metrics all stand on it.
+    return is_private(settings) and not any(name in request.headers for name in _PROXY_HEADERS)
+
+
 def check_start(settings: ServerSettings, store: Store | None) -> str | None:
     """Refuse to listen beyond this machine where anybody could come in; return a line to say at the start, if any.
 
@@ -328,16 +367,17 @@ def router(state: ServerState) -> APIRouter:
             # Over plain HTTP on loopback a Secure cookie would not come back; a proxy says what it speaks.
             secure="https" in (request.url.scheme, request.headers.get("X-Forwarded-Proto")),
         )
-        return _as_json(session)
+        return auth.as_json(session)
 
     @routes.get("/session")
     def session(request: Request) -> dict[str, Any]:
         """Say who is asking, and the token that other requests carry."""
-        found = _auth(request).session(request)
+        auth = _auth(request)
+        found = auth.session(request)
         # No event: a page that is opened asks this first, and it is no attempt at anything.
         if found is None:
             raise RefusedError(401, "log in first")
-        return _as_json(found)
+        return auth.as_json(found)
 
     @routes.post("/logout", status_code=204)
     def log_out(request: Request, response: Response) -> None:
@@ -349,7 +389,3 @@ def router(state: ServerState) -> APIRouter:
         response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
 
     return routes
-
-
-def _as_json(session: Session) -> dict[str, Any]:
-    return {"user": session.user.handle, "role": session.user.role, "csrf": session.csrf}

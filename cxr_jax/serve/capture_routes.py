@@ -24,7 +24,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 from cxr_jax.serve import auth
 from cxr_jax.serve.refusals import RefusedError
-from cxr_jax.serve.room.images import find_film, shelf_of
+from cxr_jax.serve.room.access import check_disk, film_of
 from cxr_jax.serve.room.pages import page
 from cxr_jax.store.records.actors import Actor
 
@@ -344,7 +344,7 @@ def _add_pages(routes: APIRouter, capture_desk: CaptureDesk, reader: Any) -> Non
 
 
 def _add_beginning(routes: APIRouter, capture_desk: CaptureDesk, reader: Any) -> None:
-    def begin_for(visitor: Any, image: str | None, agreed: str) -> str:
+    def begin_for(request: Request, visitor: Any, image: str | None, agreed: str) -> str:
         unsaved = [
             thought
             for thought in capture_desk.captures.of_user(visitor.id)
@@ -353,8 +353,9 @@ def _add_beginning(routes: APIRouter, capture_desk: CaptureDesk, reader: Any) ->
         # Recordings fill a disk: who begins and never ends has to tidy up first.
         if len(unsaved) >= MOST_OPEN:
             raise RefusedError(429, f"{MOST_OPEN} thoughts wait to be saved or erased")
+        # Of a film that the reader may see, like everything else of it.
         if image is not None:
-            _know_film(capture_desk.state, image, visitor)
+            film_of(capture_desk.state, request, visitor, image)
         return capture_desk.captures.begin(visitor.actor, image, agreed)
 
     @routes.post("/capture", status_code=201)
@@ -367,24 +368,7 @@ def _add_beginning(routes: APIRouter, capture_desk: CaptureDesk, reader: Any) ->
             raise RefusedError(403, reason, "consent_sha256")
         if image is not None and not (isinstance(image, str) and _SHA256.fullmatch(image)):
             raise RefusedError(400, "image is no sha256", "image")
-        return {"id": await _working(lambda: begin_for(visitor, image, agreed))}
-
-
-def _know_film(state: "ServerState", image: str, visitor: Any) -> None:
-    """See that the store knows a film that was uploaded to the room. Raises RefusedError (404) where there is none."""
-    # The shelf keeps files, the store who looked at what; a thought stands on both.
-    if state.store.images.get(image) is not None:
-        return
-    described = find_film(shelf_of(state), image)
-    row = {
-        "sha256": image,
-        "kind": described["kind"],
-        "rows": described["rows"],
-        "cols": described["columns"],
-        "bits": described["bits"],
-        "gate": described["gate"],
-    }
-    state.store.images.add(row, actor=visitor.actor)
+        return {"id": await _working(lambda: begin_for(request, visitor, image, agreed))}
 
 
 def _add_recording(routes: APIRouter, capture_desk: CaptureDesk, reader: Any) -> None:
@@ -397,6 +381,7 @@ def _add_recording(routes: APIRouter, capture_desk: CaptureDesk, reader: Any) ->
         key = request.headers.get("idempotency-key", "")
         await _working(lambda: capture_desk.own(capture_id, visitor))
         piece = await _body(request, audio.MAX_PIECE)
+        check_disk(capture_desk.state, len(piece))
         # Answered only when it is on the disk.
         is_new = await _working(
             lambda: capture_desk.captures.put_piece(capture_id, number, key, piece)

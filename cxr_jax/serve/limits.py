@@ -39,6 +39,9 @@ class Limits:
         send_seconds: for one piece of an answer to be taken.
         decoders: films that are decoded at a time.
         waiting_bytes: of bodies that have come and are not answered yet, of all clients together.
+        connections: at a time, of all clients together; more are answered with 503.
+        films_bytes: what the films of one reader may take on the disk.
+        free_bytes: of the store's disk that films and recordings leave to the chain.
     """
 
     body_bytes: int = 1 * MEBIBYTE
@@ -61,6 +64,9 @@ class Limits:
     send_seconds: float = 30.0
     decoders: int = 2
     waiting_bytes: int = 1024 * MEBIBYTE
+    connections: int = 1024
+    films_bytes: int = 20 * 1024 * MEBIBYTE
+    free_bytes: int = 512 * MEBIBYTE
 
     def body_limit(self, path: str) -> int:
         """Say how many bytes a body for this path may have."""

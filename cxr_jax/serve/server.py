@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -18,12 +19,14 @@ import uvicorn
 from cxr_jax.errors import RunFailedError, UserError, as_utf8, printable
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 from cxr_jax.runtime.processes import use_compilation_cache
+from cxr_jax.serve.limits import Limits
 from cxr_jax.serve.openai.keys import read_key_file
 from cxr_jax.serve.state import Capabilities, ServerSettings, ServerState
 
 _LOG = logging.getLogger(__name__)
 _STOP_SECONDS = 10.0  # for the engine to reach its next boundary, and for answers to end
 _TICK_SECONDS = 0.2
+_OTHER_FILES = 512  # the database's, films', the model's: beside those of connections
 
 
 def run_server(settings: ServerSettings) -> int:
@@ -54,11 +57,24 @@ def check_settings(settings: ServerSettings) -> None:
     """Refuse flags that would open the server to others unguarded. Raises UserError."""
     if settings.no_auth and not settings.is_loopback:
         raise UserError(f"--no_auth: only on loopback, not with --host={settings.host}")
-    if settings.study is not None and settings.store is None:
-        raise UserError("--study: a study is kept in a store: give --store, too")
+    if settings.study is not None:
+        _check_study(settings)
     # Read once more by the routes: here only to be told before the model is loaded.
     if settings.api_key_file is not None:
         read_key_file(settings.api_key_file)
+
+
+def _check_study(settings: ServerSettings) -> None:
+    """Refuse what has no meaning beside a study, which is served alone. Raises UserError."""
+    if settings.store is None:
+        raise UserError("--study: a study is kept in a store: give --store, too")
+    # A reader who could ask the model in another tab would read no arm without it.
+    for flag, is_given in (
+        ("--api_key_file", settings.api_key_file is not None),
+        ("--dictate", settings.dictate != ServerSettings.dictate),
+    ):
+        if is_given:
+            raise UserError(f"{flag}: not with --study, which is served alone: no room, no API")
 
 
 # ---- The socket ------------------------------------------------------------------------------------
@@ -236,7 +252,7 @@ class RoomServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def uvicorn_config(app: Any) -> uvicorn.Config:
+def uvicorn_config(app: Any, limits: Limits | None = None) -> uvicorn.Config:
     """The settings of uvicorn: one worker, nothing about clients in logs, no names of software in headers."""
     return uvicorn.Config(
         app,
@@ -250,8 +266,18 @@ def uvicorn_config(app: Any) -> uvicorn.Config:
         timeout_keep_alive=15,
         timeout_graceful_shutdown=int(_STOP_SECONDS),
         h11_max_incomplete_event_size=64 * 1024,
-        limit_concurrency=None,
+        # One more is answered at once with 503: a server that runs out of files answers nobody.
+        limit_concurrency=(limits or Limits()).connections,
     )
+
+
+def allow_files(connections: int) -> None:
+    """Let the process open as many files as so many connections need, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def _serve(state: ServerState, listener: socket.socket) -> int:
@@ -266,8 +292,9 @@ def _serve(state: ServerState, listener: socket.socket) -> int:
         state.is_stopping = True
         threading.Thread(target=state.engine.stop, kwargs={"timeout_s": _STOP_SECONDS}).start()
 
+    allow_files(state.settings.limits.connections)
     # The loop lives in this thread alone; the engine reaches it by call_soon_threadsafe.
-    server = RoomServer(uvicorn_config(app), begin_stop)
+    server = RoomServer(uvicorn_config(app, state.settings.limits), begin_stop)
 
     async def run() -> None:
         watcher = asyncio.create_task(_watch_engine(state, server))

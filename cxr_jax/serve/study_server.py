@@ -2,21 +2,22 @@
 
     python -m cxr_jax.serve.study_server FOLDER [--port=0] [--host=127.0.0.1]
 
-`python -m cxr_jax.serve --store=FOLDER --study=NAME` serves the same study beside the reading room.
+`python -m cxr_jax.serve --store=FOLDER --study=NAME` is the same server. A study is never served beside the room: who
+could ask the model in another tab would have no arm without it.
 """
 
 import argparse
+import asyncio
 import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import uvicorn
 from fastapi import FastAPI, Response
 from starlette.responses import RedirectResponse
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
-from cxr_jax.errors import exit_code
+from cxr_jax.errors import exit_code, printable
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 from cxr_jax.serve import app as room_app
 from cxr_jax.serve import auth, study_routes
@@ -24,7 +25,14 @@ from cxr_jax.serve.limits import BodyGuard
 from cxr_jax.serve.metrics import Metrics
 from cxr_jax.serve.room import pages
 from cxr_jax.serve.security import SecurityGuard
-from cxr_jax.serve.server import bind, url_of, uvicorn_config
+from cxr_jax.serve.server import (
+    RoomServer,
+    allow_files,
+    bind,
+    check_settings,
+    url_of,
+    uvicorn_config,
+)
 from cxr_jax.serve.state import Capabilities, ServerSettings, ServerState
 from cxr_jax.store import Store, open_store
 from cxr_jax.study.folder import StudyFolder
@@ -73,26 +81,33 @@ def create_study_app(state: ServerState) -> FastAPI:
     return application
 
 
-def serve(folder: Path, host: str, port: int) -> None:
-    """Serve a study until a signal comes."""
-    name = StudyFolder(folder).protocol.name
-    settings = ServerSettings(host=host, port=port, store=str(folder), study=name)
+def serve(settings: ServerSettings) -> int:
+    """Serve the study that the settings name until a signal comes; return 0 then.
+
+    Raises:
+        UserError: for flags that have no meaning here, a port that is taken, a store without that study.
+    """
+    check_settings(settings)
     # A taken port is told before the store is locked.
-    listener = bind(host, port)
-    with contextlib.closing(listener):
-        store = open_store(folder)
-        try:
-            line = auth.check_start(settings, store)
-            if line:
-                print(line)
-            application = create_study_app(study_state(settings, store))
-            print(NOT_FOR_DIAGNOSIS)
-            # Programs that start this server wait for the address.
-            print(f"{url_of(settings, listener)}  study {name}", flush=True)
-            # As the room: no access log, since paths hold ids of tasks, and no traceback, which may hold an answer.
-            uvicorn.Server(uvicorn_config(application)).run(sockets=[listener])
-        finally:
-            store.close()
+    listener = bind(settings.host, settings.port)
+    with contextlib.closing(listener), contextlib.closing(open_store(str(settings.store))) as store:
+        if remark := auth.check_start(settings, store):
+            print(remark)
+        state = study_state(settings, store)
+        application = create_study_app(state)
+
+        def begin_stop() -> None:
+            state.is_stopping = True
+
+        print(NOT_FOR_DIAGNOSIS)
+        # Programs that start this server wait for the address.
+        print(f"{url_of(settings, listener)}  study {printable(settings.study or '')}", flush=True)
+        allow_files(settings.limits.connections)
+        # As the room: no access log, since paths hold ids of tasks, and no traceback, which may hold an answer.
+        server = RoomServer(uvicorn_config(application, settings.limits), begin_stop)
+        asyncio.run(server.serve(sockets=[listener]))
+    print("stopped", flush=True)
+    return 0
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -107,9 +122,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
 
-    def action() -> None:
+    def action() -> int:
         args = parse_args(argv)
-        serve(args.folder, args.host, args.port)
+        name = StudyFolder(args.folder).protocol.name
+        settings = ServerSettings(
+            host=args.host, port=args.port, store=str(args.folder), study=name
+        )
+        return serve(settings)
 
     return exit_code(action, debug=wants_debug(argv))
 

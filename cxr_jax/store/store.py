@@ -19,6 +19,7 @@ from cxr_jax.store.database import (
     sqlite_engine,
 )
 from cxr_jax.store.folder import DATABASE, StoreFolder
+from cxr_jax.store.records.access import Access
 from cxr_jax.store.records.answers import Answers
 from cxr_jax.store.records.api_keys import ApiKeys
 from cxr_jax.store.records.exports import Exports
@@ -33,7 +34,7 @@ from cxr_jax.store.verifying import Problem
 class Store(Core):
     """An open store.
 
-    Records are kept by what they are about: `users`, `sessions`, `api_keys`, `images`, `readings`, `reports`,
+    Records are kept by what they are about: `users`, `sessions`, `api_keys`, `access`, `images`, `readings`, `reports`,
     `answers`, `exports`. What has no class here (studies, captures) uses `write()` and the tables.
     """
 
@@ -51,6 +52,7 @@ class Store(Core):
         self.users = Users(self)
         self.sessions = Sessions(self)
         self.api_keys = ApiKeys(self)
+        self.access = Access(self)
         self.images = Images(self)
         self.readings = Readings(self)
         self.reports = Reports(self)

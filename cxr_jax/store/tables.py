@@ -147,6 +147,20 @@ image = sa.Table(
     sa.Column("erased_at", sa.Text),
 )
 
+# Who may see what: a film is for whoever brought it, a reading for whoever asked for it. Both are named by hashes that
+# others may know, so knowing a name opens nothing.
+access = sa.Table(
+    "access",
+    metadata,
+    sa.Column("user", sa.Text, primary_key=True),
+    # image or reading.
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    # What a film takes on the disk, for its reader's quota; 0 of a reading.
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("created", sa.Text, nullable=False),
+)
+
 # Named by the sha256 of all that it is a function of, so asking twice gives one reading.
 reading = sa.Table(
     "reading",

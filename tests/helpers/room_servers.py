@@ -26,7 +26,7 @@ def running(state):
         state.is_stopping = True
         state.engine.stop(timeout_s=5)
 
-    server = RoomServer(uvicorn_config(create_app(state)), begin_stop)
+    server = RoomServer(uvicorn_config(create_app(state), state.settings.limits), begin_stop)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     port = listener.getsockname()[1]
     thread.start()

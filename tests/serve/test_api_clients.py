@@ -130,6 +130,7 @@ def test_errors_are_the_clients_own(client, tmp_path):
     # ---- Keys ----
     file = tmp_path / "keys"
     file.write_text(f"# who\n{KEY}\n{READER_KEY} read\n")
+    file.chmod(0o600)
     with running(scripted_state(api_key_file=file)) as url:
         of_key = {
             key: openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
@@ -149,10 +150,25 @@ def test_errors_are_the_clients_own(client, tmp_path):
         assert httpx.get(f"{url}/metrics", headers=forwarded).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "mode, is_taken", [(0o600, True), (0o640, True), (0o644, False), (0o602, False), (0o660, False)]
+)
+def test_a_file_of_keys_is_for_its_owner(mode, is_taken, tmp_path):
+    file = tmp_path / "keys"
+    file.write_text(f"{KEY}\n")
+    file.chmod(mode)
+    if is_taken:
+        assert len(read_key_file(file)) == 1
+    else:
+        with pytest.raises(UserError, match="others may read or write"):
+            read_key_file(file)
+
+
 @pytest.mark.parametrize("text", ["short", "sk-a-key-of-the-tests fly", "", "a b c", "\xff"])
 def test_damaged_files_of_keys_are_refused_without_the_key(text, tmp_path):
     file = tmp_path / "keys"
     file.write_bytes(text.encode("latin-1"))
+    file.chmod(0o600)
     with pytest.raises(UserError) as caught:
         read_key_file(file)
     assert not text or text not in str(caught.value)

@@ -16,11 +16,12 @@ import httpx
 import pytest
 from api_bodies import body
 from places import ROOT
-from room_servers import scripted_state
+from room_servers import running, scripted_state
 
 from cxr_jax.errors import UserError
 from cxr_jax.serve import __main__ as command
 from cxr_jax.serve import server
+from cxr_jax.serve.limits import Limits
 from cxr_jax.serve.state import ServerSettings
 
 
@@ -34,6 +35,9 @@ from cxr_jax.serve.state import ServerSettings
         (["--host=0.0.0.0", "--no_auth"], "only on loopback"),
         (["--host=0.0.0.0", "--port=0", "--store=none"], "users or API keys"),
         (["--study=x", "--store=none"], "--store"),
+        (["--study=x", "--store=s", "--api_key_file=k"], "not with --study"),
+        (["--study=x", "--store=s", "--dictate=whisper:m"], "not with --study"),
+        (["--film_quota=0"], "--film_quota"),
         (["--port=0", "--store=none", "--api_key_file=/no/such/file"], "cannot be read"),
         (["--port=0", "--store=none", "--model=/no/such/model"], "no"),
     ],
@@ -94,6 +98,19 @@ def test_random_and_hostile_bodies():
         fuzz_api.logging.getLogger().removeHandler(log)
     assert not problems and not log.lines and sum(statuses.values()) == 400
     assert statuses[200] and statuses[400] > 200 and max(statuses) < 500
+
+
+def test_connections_have_a_limit_that_is_told():
+    """One more is answered at once, and not with silence: a server without files for its connections answers nobody."""
+    with running(scripted_state(limits=Limits(connections=4))) as url:
+        address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        waiting = [socket.create_connection(address, timeout=10) for _ in range(4)]
+        assert httpx.get(f"{url}/health").status_code == 503
+        for connection in waiting:
+            connection.close()
+        deadline = time.monotonic() + 10
+        while httpx.get(f"{url}/health").status_code != 200:
+            assert time.monotonic() < deadline
 
 
 # ---- The command itself ----------------------------------------------------------------------------

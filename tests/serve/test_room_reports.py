@@ -323,4 +323,7 @@ def test_a_request_without_the_token_changes_nothing(client):
         assert client.store.head().seq == before + 2
     finally:
         client.headers["X-CSRF-Token"] = token
-    assert take_token(client).json() == {"user": "local", "role": "reader", "csrf": token}
+    session = take_token(client).json()
+    assert (session["user"], session["role"], session["csrf"]) == ("local", "reader", token)
+    # Nobody logs in here, so nothing ends when nobody is there.
+    assert session["idle_s"] is None

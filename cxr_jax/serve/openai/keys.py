@@ -9,9 +9,9 @@ from typing import NamedTuple
 from starlette.requests import Request
 
 from cxr_jax.errors import UserError
-from cxr_jax.serve.auth import is_private
+from cxr_jax.serve.auth import is_from_here
 from cxr_jax.serve.refusals import RefusedError
-from cxr_jax.serve.state import LOOPBACK_HOSTS, ServerState
+from cxr_jax.serve.state import ServerState
 
 SCOPES = ("chat", "read")
 LOCAL = "local"  # programs of this machine, which nobody asks for a key
@@ -33,16 +33,20 @@ def read_key_file(path: Path) -> dict[str, tuple[str, ...]]:
         SHA-256 of each key -> its scopes: the keys themselves are not kept.
 
     Raises:
-        UserError: for a file that others can write, or with a line that is none; a line is named by its number only.
+        UserError: for a file that others can read or write, or with a line that is none; a line is named by its
+            number only.
     """
     try:
         mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise UserError(f"--api_key_file={path}: cannot be read ({reason})") from None
-    # Whoever can write it can let himself in.
-    if mode & stat.S_IWOTH:
-        raise UserError(f"--api_key_file={path}: anybody may write this file (chmod 600)")
+    # Whoever can read it has its keys, and whoever can write it lets himself in. A group may read: so a file of the
+    # administrator's is given to a service.
+    if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
+        raise UserError(
+            f"--api_key_file={path}: others may read or write this file (chmod 600, or 640 for a service's group)"
+        )
     # A line is named by its number alone: it may hold a key that is nearly right.
     keys: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -77,6 +81,7 @@ class KeyRing:
             RefusedError: 401 without a known key where one is needed, 403 if the key is for other things.
         """
         settings, auth = self.state.settings, self.state.auth
+        is_here = is_from_here(settings, request)
         token = _bearer(request)
         # A key that is known counts for what it may do, on loopback, too.
         known = self._find(token) if token else None
@@ -84,13 +89,12 @@ class KeyRing:
             if scope not in known.scopes:
                 raise RefusedError(403, f"this key is not for {scope}", code="insufficient_scope")
             return known
-        # Those of the store, whose refusals are events of its chain.
-        # With a file of keys it alone counts: an operator who gives one expects no others.
-        if auth is not None and not self.keys:
-            key = auth.key(request, scope)
-            return Caller(LOCAL, SCOPES) if key is None else Caller(key.name, tuple(key.scopes))
+        # Those of the store count beside a file's; their refusals are events of its chain.
+        if auth is not None:
+            key = auth.key(request, scope, are_others=bool(self.keys))
+            return Caller(LOCAL, SCOPES) if key is None else Caller(f"key:{key.name}", key.scopes)
         # Programs of this machine need none, unless somebody has made keys.
-        if settings.no_auth or (is_private(settings) and not self.keys):
+        if is_here and (settings.no_auth or not self.keys):
             return Caller(LOCAL, SCOPES)
         raise RefusedError(
             401,
@@ -101,10 +105,8 @@ class KeyRing:
 
     def may_see_metrics(self, request: Request) -> bool:
         """Whether figures may be shown: to programs of this machine, and to whoever has a key to read."""
-        peer = request.client.host if request.client else ""
-        # Behind a proxy everybody comes from this machine; the proxy says so.
-        is_forwarded = bool({"forwarded", "x-forwarded-for"} & set(request.headers))
-        if (peer in LOOPBACK_HOSTS or peer.startswith("127.")) and not is_forwarded:
+        # Not by the address alone: behind a proxy everybody comes from this machine.
+        if is_from_here(self.state.settings, request):
             return True
         # From elsewhere only with a key, even where the rest needs none.
         try:

@@ -9,8 +9,8 @@ from cxr_jax.data import radiograph
 from cxr_jax.errors import UserError
 from cxr_jax.serve import auth
 from cxr_jax.serve.refusals import RefusedError
+from cxr_jax.serve.room import access
 from cxr_jax.serve.room.films import Films, find_film, shelf_of
-from cxr_jax.serve.room.films_of_store import kept_film
 from cxr_jax.serve.state import ServerState
 
 __all__ = ["Films", "find_film", "read_upload", "reader_of", "router", "shelf_of"]
@@ -48,25 +48,15 @@ def reader_of(state: ServerState) -> Any:
     """Give the dependency that says who is asking; without a store everybody at this machine is one reader."""
 
     def nobody(request: Request) -> None:
-        # Keys of a file are for /v1 alone: whoever comes from elsewhere has nothing to show here.
-        if not auth.is_private(state.settings):
-            raise RefusedError(401, "this server has no store, so nobody can log in")
+        access.check_private(state, request)
 
     return Depends(nobody if state.auth is None else auth.reader)
-
-
-def _keep(state: ServerState, content: bytes, user: Any) -> dict[str, Any]:
-    """Put a film on the shelf and, where there is a store, into its chain of events."""
-    described = shelf_of(state).add(content)
-    if state.store is not None:
-        kept_film(state, described["sha256"], user)
-    return described
 
 
 def router(state: ServerState) -> APIRouter:
     """Make the routes of images: upload and description."""
     routes = APIRouter()
-    shelf, reader = shelf_of(state), reader_of(state)
+    reader = reader_of(state)
     most_bytes = state.settings.limits.upload_bytes
 
     @routes.post("/room/images", status_code=201)
@@ -77,12 +67,12 @@ def router(state: ServerState) -> APIRouter:
             raise RefusedError(415, radiograph.NO_PICTURE, "file")
         # Decoding takes seconds: in a thread, or every other client would wait.
         try:
-            return await run_in_threadpool(_keep, state, content, user)
+            return await run_in_threadpool(access.keep_film, state, user, content)
         except UserError as error:
             raise RefusedError(400, str(error), "file") from None
 
     @routes.get("/room/images/{digest}/info")
-    def info(digest: str, user: Any = reader) -> Any:
-        return find_film(shelf, digest)
+    def info(request: Request, digest: str, user: Any = reader) -> Any:
+        return access.film_of(state, request, user, digest)
 
     return routes

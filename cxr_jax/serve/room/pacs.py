@@ -21,9 +21,7 @@ from cxr_jax.errors import RunFailedError, UserError
 from cxr_jax.outputs import dicomweb
 from cxr_jax.serve import auth
 from cxr_jax.serve.refusals import RefusedError
-from cxr_jax.serve.room import exports
-from cxr_jax.serve.room.films_of_store import kept_film
-from cxr_jax.serve.room.images import shelf_of
+from cxr_jax.serve.room import access, exports
 from cxr_jax.serve.state import ServerState
 from cxr_jax.store.records.users import User
 
@@ -62,12 +60,11 @@ class _Peers:
 
     def __init__(self, state: ServerState) -> None:
         # Read once: a server that changes under a running room would be a surprise.
-        path = state.store.folder / FILE_NAME
         self._clients: dict[str, Any] = {}
         # Without the file there are none.
-        if not path.is_file():
+        if not has_archives(state):
             return
-        for name, server in dicomweb.load_servers(path).items():
+        for name, server in dicomweb.load_servers(state.store.folder / FILE_NAME).items():
             self._clients[name] = dicomweb.Client(server)
 
     def listed(self) -> list[dict[str, Any]]:
@@ -90,6 +87,11 @@ class _Peers:
         # The message names the server and what failed, and holds nothing that it sent.
         except RunFailedError as error:
             raise RefusedError(503, str(error)) from None
+
+
+def has_archives(state: ServerState) -> bool:
+    """Return whether the operator's file is there."""
+    return state.store is not None and (state.store.folder / FILE_NAME).is_file()
 
 
 def router(state: ServerState) -> APIRouter:
@@ -152,10 +154,9 @@ def _add_fetching(routes: APIRouter, state: ServerState, peers: _Peers) -> None:
         content = peers.ask(server, question)
         # The same guarded reader as of uploads: a server may be as hostile as a browser.
         try:
-            described = shelf_of(state).add(content)
+            film = access.keep_film(state, current_user, content)
         except UserError as error:
             raise RefusedError(400, str(error)) from None
-        film = kept_film(state, described["sha256"], current_user)
         event = {"server": server, "image": film["sha256"]}
         state.store.append("pacs.pulled", event, **current_user.actor.as_arguments())
         return film
@@ -174,9 +175,7 @@ def _add_sending(routes: APIRouter, state: ServerState, peers: _Peers) -> None:
     ) -> dict[str, Any]:
         """Send a signed report."""
         # One's own, like everywhere.
-        newest_row = state.store.reports.get(body.report)
-        if newest_row is None or newest_row["user"] != current_user.id:
-            raise RefusedError(404, "no such report", "report")
+        newest_row = access.report_of(state, request, current_user, body.report)
         # What nobody stands for stays in the house.
         if newest_row["state"] == "draft":
             raise state.auth.refused(

@@ -16,6 +16,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from cxr_jax.outputs import sections
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 from cxr_jax.serve.refusals import RefusedError
+from cxr_jax.serve.room import pacs
 from cxr_jax.serve.state import ServerState
 
 FOLDER = Path(__file__).parents[1] / "static"
@@ -67,6 +68,9 @@ def describe_room(state: ServerState) -> dict[str, Any]:
         # What the model was not trained for, the page does not offer, and says why.
         "chat": capabilities.chat,
         "why_no_chat": capabilities.why_not.get("chat"),
+        "keeps": state.store is not None,
+        # Whether the operator has named any; which, only a reader is told.
+        "archives": pacs.has_archives(state),
         "most_bytes": state.settings.limits.upload_bytes,
         # The form of every report, in its order, and what its "normal" key writes.
         "fields": sections.FIELDS,

@@ -10,11 +10,12 @@ from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import numpy as np
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from PIL import Image as PilImage
 
 from cxr_jax.models import registry
-from cxr_jax.serve.room.films import find_film, shelf_of
+from cxr_jax.serve.room.access import film_of
+from cxr_jax.serve.room.films import shelf_of
 from cxr_jax.serve.room.images import reader_of
 from cxr_jax.serve.state import ServerState
 
@@ -81,8 +82,8 @@ def router(state: ServerState) -> APIRouter:
     lock = threading.Lock()
 
     @routes.get("/room/images/{digest}/pixels")
-    def pixels(digest: str, user: Any = reader) -> Response:
-        find_film(shelf, digest)
+    def pixels(request: Request, digest: str, user: Any = reader) -> Response:
+        film_of(state, request, user, digest)
         return Response(
             shelf.compressed_levels(digest),
             media_type="application/octet-stream",
@@ -102,8 +103,8 @@ def router(state: ServerState) -> APIRouter:
         return view
 
     @routes.get("/room/images/{digest}/model_view.png")
-    def model_view_png(digest: str, user: Any = reader) -> Response:
-        find_film(shelf, digest)
+    def model_view_png(request: Request, digest: str, user: Any = reader) -> Response:
+        film_of(state, request, user, digest)
         view = view_of(digest)
         # The box goes along in a header: the picture and its place are one answer.
         headers = {"X-Film-Box": ",".join(f"{edge:.6f}" for edge in view.box), **_PRIVATE}

@@ -25,7 +25,7 @@ from cxr_jax.inference.requests import Completion, GenerationSettings
 from cxr_jax.outputs.trace_sentences import find_words
 from cxr_jax.serve import asks, auth
 from cxr_jax.serve.refusals import RefusedError
-from cxr_jax.serve.room.films_of_store import kept_film
+from cxr_jax.serve.room.access import check_reading, film_of
 from cxr_jax.serve.room.images import shelf_of
 from cxr_jax.serve.room.reading_runs import Order, RoomEvent, Run, Runs, events_of
 from cxr_jax.serve.state import ServerState
@@ -134,7 +134,7 @@ def _add_routes(routes: APIRouter, state: ServerState, runs: Runs) -> None:
     @routes.post("/room/readings", status_code=202)
     def begin(request: Request, body: NewReading, current_user: User = _READER) -> dict[str, Any]:
         """Begin a reading, join the one that runs, or find the one that is there."""
-        film = kept_film(state, body.image, current_user)
+        film = film_of(state, request, current_user, body.image)
         # A confident report on noise or on a hand is worse than none: it has to be asked for twice.
         if film["gate"]["state"] == "refused" and not body.read_anyway:
             reasons = "; ".join(film["gate"]["reasons"])
@@ -153,11 +153,14 @@ def _add_routes(routes: APIRouter, state: ServerState, runs: Runs) -> None:
                 runs.join_or_start(order, current_user)
             except _ENGINE_ERRORS as error:
                 raise engine_refusal(error) from None
+        # Also one that another has asked for: before its name is told, which opens nothing by itself.
+        state.store.access.want_reading(order.name, body.image, actor=current_user.actor)
         return {"id": order.name}
 
     @routes.get("/room/readings/{name}")
-    def document(name: str, current_user: User = _READER) -> dict[str, Any]:
+    def document(request: Request, name: str, current_user: User = _READER) -> dict[str, Any]:
         """Give the finished document."""
+        check_reading(state, request, current_user, name)
         # Finished ones first: they are the same for ever.
         stored_row = state.store.readings.get(name)
         if stored_row is not None:
@@ -170,6 +173,7 @@ def _add_routes(routes: APIRouter, state: ServerState, runs: Runs) -> None:
     @routes.delete("/room/readings/{name}", status_code=204)
     def stop(request: Request, name: str, current_user: User = _READER) -> None:
         """Stop a reading; one that is finished stays."""
+        check_reading(state, request, current_user, name)
         # Nobody stops what others are waiting for.
         if runs.stop(name, current_user) or state.store.readings.get(name) is not None:
             return
@@ -184,6 +188,7 @@ def _add_question_route(routes: APIRouter, state: ServerState) -> None:
         request: Request, name: str, body: Question, current_user: User = _READER
     ) -> dict[str, Any]:
         """Ask on after a reading."""
+        check_reading(state, request, current_user, name)
         stored_row = state.store.readings.get(name)
         if stored_row is None:
             raise RefusedError(404, "no such reading, or not finished")
@@ -246,6 +251,7 @@ def _add_stream(routes: APIRouter, state: ServerState, runs: Runs) -> None:
     @routes.get("/room/readings/{name}/events")
     def events(request: Request, name: str, current_user: User = _READER) -> StreamingResponse:
         """Stream the events after Last-Event-ID, to the last."""
+        check_reading(state, request, current_user, name)
         # Whatever else stands there means "from the beginning".
         last_seen = request.headers.get("Last-Event-ID", "0")
         # At most 9 digits: Python refuses to read numbers of thousands, and no stream has as many events.

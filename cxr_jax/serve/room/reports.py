@@ -27,7 +27,7 @@ from cxr_jax.outputs.sections import FIELDS, LONGEST_FIELD
 from cxr_jax.serve import auth
 from cxr_jax.serve.refusals import RefusedError
 from cxr_jax.serve.room import exports
-from cxr_jax.serve.room.films_of_store import kept_film
+from cxr_jax.serve.room.access import check_reading, film_of, report_of
 from cxr_jax.serve.state import ServerState
 from cxr_jax.store.records.reports import (
     Change,
@@ -44,6 +44,7 @@ _HASH = r"^[0-9a-f]{64}$"
 # A name that a client makes up, such as a UUID.
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,100}")
 _READER = Depends(auth.reader)
+_LISTED = 100  # reports at most in a list: nobody reads on
 
 # ---- What clients send -----------------------------------------------------------------------------------------------
 
@@ -131,13 +132,7 @@ class _Desk:
 
     def own(self, request: Request, current_user: User, report: str) -> dict[str, Any]:
         """Return a report's newest version, if it is the reader's."""
-        newest_row = self.reports.get(report) if re.fullmatch(r"[0-9a-f]{16}", report) else None
-        # Another's is answered like none: ids tell nothing about who has which.
-        if newest_row is None or newest_row["user"] != current_user.id:
-            if newest_row is None:
-                raise RefusedError(404, "no such report")
-            raise self.refused(request, current_user, 404, "no such report", "owner", report=report)
-        return newest_row
+        return report_of(self.state, request, current_user, report)
 
     def change(
         self,
@@ -285,9 +280,10 @@ def _add_reading_routes(routes: APIRouter, desk: _Desk) -> None:
     @routes.post("/room/reports", status_code=201)
     def begin(request: Request, body: NewReport, current_user: User = _READER) -> dict[str, Any]:
         """Begin a report with the draft of its reading, or empty."""
-        film = kept_film(desk.state, body.image, current_user)
+        film = film_of(desk.state, request, current_user, body.image)
         fields, is_read_anyway = dict.fromkeys(FIELDS, ""), body.read_anyway
         if body.reading is not None:
+            check_reading(desk.state, request, current_user, body.reading)
             # Only a finished one: a draft of half a trace would lack findings without a word.
             reading = desk.state.store.readings.get(body.reading)
             if reading is None:
@@ -324,7 +320,7 @@ def _add_reading_routes(routes: APIRouter, desk: _Desk) -> None:
         """List the reader's own reports, newest first."""
         # Without their texts: a list is looked at over shoulders.
         names = ("id", "version", "state", "image", "reading", "created")
-        rows = desk.reports.of_user(current_user.id)
+        rows = desk.reports.of_user(current_user.id)[:_LISTED]
         return {"reports": [{name: newest_row[name] for name in names} for newest_row in rows]}
 
     @routes.get("/room/reports/{report}/history")

@@ -10,6 +10,7 @@ from cxr_jax.errors import UserError, shown
 from cxr_jax.store import tables
 from cxr_jax.store.chain import utc_now
 from cxr_jax.store.core import Core
+from cxr_jax.store.records.access import FILM, is_given
 from cxr_jax.store.records.actors import OPERATOR, Actor
 from cxr_jax.store.verifying import Problem
 
@@ -23,23 +24,34 @@ class Images:
     def __init__(self, store: Core) -> None:
         self._store = store
 
-    def add(self, stored_row: Mapping[str, Any], *, actor: Actor) -> bool:
+    def add(
+        self, stored_row: Mapping[str, Any], *, actor: Actor, byte_count: int | None = None
+    ) -> bool:
         """Add a film, whose files lie in the folder already; False if it is there (a film is its bytes).
+
+        Whoever brings a film may see it, also one that another has brought before.
 
         Args:
             row: `sha256, kind, rows, cols, bits` and, where there are, `voi, meta, gate, study_ref`.
             actor: who uploaded it.
+            byte_count: what its files take; None: as they lie in the folder.
         """
+        if byte_count is None:
+            byte_count = self.file_bytes(stored_row["sha256"])
         event_body = {
             "image": stored_row["sha256"],
             "kind": stored_row["kind"],
             "gate": stored_row.get("gate"),
+            "bytes": byte_count,
         }
         with self._store.write() as transaction:
             condition = tables.image.c.sha256 == stored_row["sha256"]
             there = transaction.connection.execute(sa.select(tables.image).where(condition)).first()
-            # The same film again changes nothing, and is no event.
+            # The same film again changes nothing, and is no event; but of another reader it is one.
             if there is not None and there.erased_at is None:
+                brought = {"image": stored_row["sha256"], "bytes": byte_count}
+                if not is_given(transaction.connection, actor.id, FILM, stored_row["sha256"]):
+                    transaction.append("image.brought", brought, **actor.as_arguments())
                 return False
             if there is None:
                 transaction.connection.execute(
@@ -51,6 +63,11 @@ class Images:
                 )
             transaction.append("image.added", event_body, **actor.as_arguments())
         return True
+
+    def file_bytes(self, sha256: str) -> int:
+        """Return how much the files of a film take in the folder."""
+        files = self._store.image_file(sha256, ORIGINAL).parent.glob(f"{sha256}.*")
+        return sum(file.stat().st_size for file in files)
 
     def get(self, sha256: str) -> dict[str, Any] | None:
         """Return a film's row, None if it is not there or erased."""

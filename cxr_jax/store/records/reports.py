@@ -18,6 +18,7 @@ from cxr_jax.store import tables
 from cxr_jax.store.chain import Event, sha256_of, utc_now
 from cxr_jax.store.core import Core, Transaction
 from cxr_jax.store.folds import compares, folds
+from cxr_jax.store.records import access
 from cxr_jax.store.records.actors import Actor
 
 # A sentence that is untrue, on the wrong side, lacking, or surer than the film allows.
@@ -125,6 +126,9 @@ def _begun(connection: sa.Connection, event: Event) -> None:
         "created": event.at_utc,
     }
     connection.execute(tables.report.insert(), stored_row)
+    # Whoever has written of a film has seen it: in stores from before there were rights nothing else says so.
+    access.give(connection, event, access.FILM, event_body["image"])
+    access.give(connection, event, access.READING, event_body["reading"])
 
 
 @folds("report.saved")
