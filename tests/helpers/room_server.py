@@ -105,7 +105,9 @@ class StubRoom:
 
         @routes.get("/session")
         def session():
-            return {"user": "local", "role": "reader", "csrf": "token"}
+            sealing = {"tag": "tag", "key": "0f" * 16}
+            who = {"user": "local", "role": "reader", "csrf": "token"}
+            return {**who, "idle_s": None, "sealing": sealing}
 
         return routes
 

@@ -11,8 +11,10 @@ from dicom_files import build
 from quick_passwords import quick_passwords
 
 from cxr_jax.serve.app import create_app
+from cxr_jax.store.records.reports import Change
 
 pytestmark = pytest.mark.slow
+PASSWORD = "correct horse"
 NOISE = np.random.default_rng(5).integers(0, 4096, (300, 260)).astype(np.uint16)
 TRACE = [
     {
@@ -290,12 +292,12 @@ def test_edits_outlive_a_server_that_is_away_and_leave_no_trace(room, film):
     page.keyboard.press("h")
     page.keyboard.type("kept")
     page.locator("#saved", has_text="offline, 1 kept").wait_for()
-    # Unsaved words alone are in the browser.
-    [stored] = page.evaluate("() => Object.values(localStorage)")
-    assert stored == '{"heart":"kept"}'
+    # What is unsaved is in the browser, and not to be read there.
+    page.wait_for_function("() => localStorage.length === 1")
+    assert "kept" not in page.evaluate("() => JSON.stringify(localStorage)")
     stub.is_down = False
     page.locator("#saved", has_text=re.compile(r"saved \d\d:")).wait_for()
-    assert page.evaluate("() => Object.keys(localStorage)") == []
+    page.wait_for_function("() => localStorage.length === 0")
     [report] = stub.reports.values()
     assert report["fields"]["heart"] == "kept"
     # A reload shows the same film, reading and report.
@@ -315,10 +317,42 @@ def test_two_tabs_do_not_overwrite_each_other(room, film):
     page.keyboard.press("h")
     page.keyboard.type("mine")
     page.locator("#stale[open]").wait_for()
-    page.locator("#stale button[value=mine]").press("Enter")
+    # Changed here alone, it is marked; nothing is put in before the reader says so.
+    assert page.locator("#stale input[name=heart]").is_checked()
+    assert stub.reports[name]["version"] == 7
+    page.locator("#stale-take").press("Enter")
     page.locator("#saved", has_text=re.compile(r"saved \d\d:")).wait_for()
     assert stub.reports[name]["fields"]["heart"] == "mine"
     assert stub.reports[name]["fields"]["bones"] == "theirs"
+
+
+def test_what_both_have_changed_is_put_over_nobody_s_words_by_itself(room, film):
+    page, stub = room(allowed=("409",))
+    read_film(page, film)
+    [name] = stub.reports
+    theirs = stub.reports[name]["fields"] | {"heart": "theirs", "bones": "theirs"}
+    stub.reports[name] |= {"version": 7, "fields": theirs}
+    page.locator("#field-heart").fill("mine")
+    page.locator("#stale[open]").wait_for()
+    # The two stand side by side, and neither is chosen.
+    row = page.locator(".stale-field")
+    assert row.count() == 1 and "changed in both" in row.text_content()
+    assert (
+        row.locator("del").text_content().strip() == "theirs"
+        and row.locator("ins").text_content() == "mine"
+    )
+    assert not page.locator("#stale input[name=heart]").is_checked()
+    # Later: nothing is lost here, nothing changes there, and it can neither be signed nor left.
+    page.keyboard.press("Escape")
+    page.locator("#saved.bad", has_text="1 of yours not in it").wait_for()
+    assert page.locator("#field-heart").input_value() == "mine"
+    assert stub.reports[name]["fields"]["heart"] == "theirs"
+    page.locator("#compare").press("Enter")
+    page.locator("#stale[open]").wait_for()
+    page.locator("#stale-take").press("Enter")
+    page.wait_for_function("() => document.getElementById('field-heart').value === 'theirs'")
+    assert stub.reports[name]["version"] == 7
+    page.wait_for_function("() => localStorage.length === 0")
 
 
 # ---- Legible ----
@@ -464,9 +498,90 @@ def test_a_reader_logs_in_signs_with_the_password_and_leaves_nothing_behind(
                 page.locator("#signature-state", has_text="signed by anna").wait_for()
 
                 # ---- The logout clears the browser ----
-                page.evaluate("() => localStorage.setItem('cxr_jax.unsaved.x', '{}')")
+                page.evaluate("() => localStorage.setItem('cxr_jax.keys', '{}')")
                 page.locator("#logout").press("Enter")
                 page.locator("#login").wait_for()
                 assert page.evaluate("() => Object.keys(localStorage)") == []
                 page.goto(address)
                 assert page.url.endswith("/login")
+
+
+def enter_as(page, handle):
+    page.locator("#handle").fill(handle)
+    page.locator("#password").fill(PASSWORD)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("html[data-ready=yes]")
+
+
+def test_a_time_out_leaves_nothing_to_read_and_loses_nothing(chromium, film, tmp_path):
+    """Whoever comes next finds an empty page and sealed words; their reader has them again, over no newer version."""
+    with quick_passwords(), room_client.room(tmp_path / "store") as client:
+        for handle in ("anna", "bert"):
+            client.store.users.add(handle, "reader", PASSWORD)
+        with (
+            room_server.served(create_app(client.state)) as address,
+            browser.page_of(chromium, address, allowed=("ERR_FAILED", "404", "401")) as page,
+        ):
+            page.clock.install()
+            page.reload()
+            enter_as(page, "anna")
+            browser.upload(page, film)
+            page.locator("#gate.ok").wait_for()
+            page.keyboard.press("e")
+            page.locator("#report-state", has_text="version 1").wait_for()
+            report = page.evaluate(
+                "() => new URLSearchParams(location.hash.slice(1)).get('report')"
+            )
+
+            def leave_unsaved(words):
+                # The server is away when it is typed, and the reader goes.
+                page.route("**/room/reports/*", lambda route: route.abort())
+                page.locator("#field-heart").fill(words)
+                page.locator("#saved", has_text="offline, 1 kept").wait_for()
+                page.wait_for_function("() => localStorage.length === 1")
+                page.clock.fast_forward("31:00")
+                page.locator("#login").wait_for()
+                page.unroute("**/room/reports/*")
+
+            leave_unsaved("secret words")
+            left = page.evaluate(
+                "() => JSON.stringify({...localStorage}) + document.documentElement.outerHTML"
+            )
+            assert "secret" not in left and "cxr_jax.sealed" in left
+            # The session has ended, too, and "back" leads to nothing.
+            assert client.store.events("logout")
+            page.goto(address)
+            page.locator("#login").wait_for()
+
+            # ---- The next reader ----
+            enter_as(page, "bert")
+            assert page.locator("#film-name").text_content() == "no film"
+            assert "secret" not in page.content()
+            page.locator("#logout").press("Enter")
+            page.locator("#login").wait_for()
+
+            # ---- And the one whose words they are: put back, since nothing else was saved ----
+            enter_as(page, "anna")
+            page.locator("#saved", has_text=re.compile(r"saved \d\d:")).wait_for()
+            assert page.locator("#field-heart").input_value() == "secret words"
+            assert client.store.reports.get(report)["fields"]["heart"] == "secret words"
+            page.wait_for_function("() => localStorage.length === 0")
+
+            # ---- Another version comes while they wait: shown, and not put over it ----
+            leave_unsaved("older words")
+            anna = client.store.users.find("anna").actor
+            change = Change(report=report, actor=anna, version=2)
+            client.store.reports.save(change, {"heart": "newer words"})
+            enter_as(page, "anna")
+            page.locator("#stale[open]").wait_for()
+            assert not page.locator("#stale input[name=heart]").is_checked()
+            assert page.locator("#field-heart").input_value() == "newer words"
+            page.keyboard.press("Escape")
+            page.reload()
+            page.locator("#stale[open]").wait_for()
+            page.locator("#stale input[name=heart]").press("Space")
+            page.locator("#stale-take").press("Enter")
+            page.locator("#saved", has_text=re.compile(r"saved \d\d:")).wait_for()
+            assert client.store.reports.get(report)["fields"]["heart"] == "older words"
+            texts = [row["fields"]["heart"] for row in client.store.reports.versions(report)]
+            assert texts == ["", "secret words", "newer words", "older words"]

@@ -1,6 +1,8 @@
 // Thought capture: consent, then say or type what is seen, look at what is marked, set the labels, save.
 
 import { Microphone } from "./capture_recorder.js";
+import { IdleWatch, leavePage } from "./leaving.js";
+import { openSession } from "./server.js";
 import { Viewer } from "./viewer.js";
 import { Chips, Looked, drawContradictions, drawReview, element } from "./capture_review.js";
 
@@ -49,6 +51,8 @@ async function ask(method, path, { json, body, headers } = {}) {
   } else if (body !== undefined) options.body = body;
   const response = await fetch(path, options);
   const answer = await response.json().catch(() => null);
+  // The login has ended: nobody is there who may read on.
+  if (response.status === 401) await leave({ isEnded: true });
   if (!response.ok) throw new Refused(response.status, answer);
   return answer;
 }
@@ -408,9 +412,15 @@ find("consent").addEventListener("submit", async (event) => {
   await check();
 });
 
+async function leave(options) {
+  viewer.watch.disconnect();
+  await leavePage(options);
+}
+
 async function start() {
-  const session = await ask("GET", "/session");
+  const session = await openSession();
   page.csrf = session.csrf || "";
+  new IdleWatch({ idle: session.idle_s, ping: () => ask("GET", "/session").catch(() => {}), leave });
   say("who", session.user?.handle || session.user || "");
   page.about = await ask("GET", "/capture/about");
   find("consent-text").textContent = page.about.consent.text;
@@ -422,7 +432,7 @@ async function start() {
 }
 
 start().then(() => { document.documentElement.dataset.ready = "yes"; }, (error) => {
-  if (error.status === 401) { location.assign("/login"); return; }
+  if (error.status === 401) { leave({ isEnded: true }); return; }
   // The desk is not shown yet, so the reason stands where consent would.
   find("consent-text").textContent = error.message;
   find("consent").hidden = false;

@@ -30,12 +30,17 @@ export class FilmSide {
   // ---- Opening ----
 
   async upload(file) {
-    const choice = ++this.choice;
     this.say(`Opening a file of ${(file.size / 2 ** 20).toFixed(1)} MiB ..`);
     const form = new FormData();
     // The name stays here: it may be a patient's.
     form.append("file", file, "film");
-    const film = await request("POST", "/room/images", form);
+    await this.fetch(() => request("POST", "/room/images", form));
+  }
+
+  /** Show the film that a request brings, unless another was chosen meanwhile. */
+  async fetch(ask) {
+    const choice = ++this.choice;
+    const film = await ask();
     if (choice === this.choice) await this.load(film);
   }
 

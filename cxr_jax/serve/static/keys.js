@@ -39,6 +39,7 @@ export const ACTIONS = [
   ["redo", "Control+y", "redo"],
   ["sign", "Control+Enter", "sign"],
   ["exports", "s", "go to the exports"],
+  ["archives", "d", "archives: find a film, send the report"],
   ["help", "?", "these keys"],
 ];
 

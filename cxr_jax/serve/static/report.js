@@ -1,5 +1,6 @@
 // The report: one form for every origin, saved as it is typed, with what was changed shown word by word.
 
+import { Conflict } from "./conflict.js";
 import { wordDiff } from "./diff.js";
 import { byId, countHidden, make, plain, replace } from "./dom.js";
 import { OFFLINE, request } from "./server.js";
@@ -34,11 +35,12 @@ const RETRY_AFTER = 3000; // ms
 const ONE_EDIT = 800; // ms between keys that are undone together
 
 export class Report {
-  constructor({ about, say, changed, failed, shown }) {
+  constructor({ about, sealing, say, changed, failed, shown }) {
     Object.assign(this, { about, say, changed, failed });
     this.shown = shown; // what the page shows now: {image, reading}
     this.boxes = new Map();
-    this.unsaved = new Unsaved();
+    this.unsaved = new Unsaved(sealing);
+    this.conflict = new Conflict(about.fields);
     this.makeForm();
     this.reset();
   }
@@ -119,10 +121,12 @@ export class Report {
   async open(id) {
     const { turn } = this;
     const report = await request("GET", `/room/reports/${encodeURIComponent(id)}`);
+    const left = await this.unsaved.find(report.id);
     if (this.turn !== turn) return;
     // An address may name any film and any report.
     if (report.image !== this.shown().image) throw new Error("The report is of another film: it is not shown.");
     this.take(report);
+    if (left.length) this.putBack(report, left).catch((error) => this.failed(error));
   }
 
   take(report) {
@@ -140,14 +144,38 @@ export class Report {
     this.undoable = [];
     this.redoable = [];
     for (const [key, { box }] of this.boxes) box.value = this.saved[key] ?? "";
-    // What a lost connection or a closed tab has left is put back, as an edit.
-    const kept = this.isSigned ? null : this.unsaved.find(this.id);
-    if (kept) {
-      for (const [key, text] of Object.entries(kept)) this.set(key, text, false);
-      this.say("Edits that had not reached the server were put back.");
-    }
     this.refresh();
-    if (kept) this.save();
+  }
+
+  /** What a lost connection or a closed page has left: put back as an edit, or shown where a newer version is there. */
+  async putBack(report, left) {
+    const mine = Object.assign({}, ...left.map((record) => record.fields));
+    // Made on this very version, nothing of anybody else's is under them.
+    if (!this.isSigned && left.every((record) => record.version === this.version)) {
+      for (const [key, text] of Object.entries(mine)) this.set(key, text);
+      this.unsaved.drop(left);
+      this.say("Edits that had not reached the server were put back.");
+      return this.save();
+    }
+    const base = Object.assign({}, ...left.map((record) => record.base).reverse());
+    if (await this.merge(report, mine, base, left[0].version)) this.unsaved.drop(left);
+  }
+
+  /** Go on from the server's version, with those edits that the reader marks; gives whether the reader has chosen. */
+  async merge(theirs, mine, base, madeOn) {
+    const { turn } = this;
+    const differing = Object.entries(mine).filter(([key, text]) => text !== (theirs.fields[key] ?? ""));
+    let marked = [];
+    if (differing.length) {
+      this.describe();
+      marked = await this.conflict.ask({ theirs, mine: Object.fromEntries(differing), base, madeOn });
+      if (this.turn !== turn || marked === null) return false;
+    }
+    this.unsaved.forget(theirs.id);
+    this.isStale = false;
+    this.take(theirs);
+    for (const key of marked) this.set(key, mine[key]);
+    return true;
   }
 
   // ---- Editing ----
@@ -240,12 +268,18 @@ export class Report {
 
   afterEdit() {
     this.refresh();
-    this.unsaved.keep(this.id, this.unsavedFields());
+    this.keepUnsaved();
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.save(), SAVE_AFTER);
   }
 
   // ---- Saving ----
+
+  keepUnsaved() {
+    const fields = this.unsavedFields();
+    const base = Object.fromEntries(Object.keys(fields).map((key) => [key, this.saved[key] ?? ""]));
+    this.unsaved.keep(this.id, { version: this.version, base, fields, address: location.hash });
+  }
 
   unsavedFields() {
     const changed = Object.entries(this.fields).filter(([key, text]) => text !== (this.saved[key] ?? ""));
@@ -281,7 +315,7 @@ export class Report {
       this.saved = fields;
       this.savedAt = new Date();
       this.isOffline = false;
-      this.unsaved.keep(id, this.unsavedFields());
+      this.keepUnsaved();
       this.refresh();
       return true;
     } catch (error) {
@@ -300,13 +334,11 @@ export class Report {
     }
   }
 
-  /** After another tab has saved: go on from what is there, with these edits over it or without them. */
-  async settle(isMineKept) {
-    const mine = this.unsavedFields();
-    this.isStale = false;
-    this.unsaved.forget(this.id);
-    await this.open(this.id);
-    if (isMineKept) for (const [key, text] of Object.entries(mine)) this.set(key, text);
+  /** After another page has saved: show both versions, and go on from the newer one with what the reader marks. */
+  async settle() {
+    const { turn } = this;
+    const theirs = await request("GET", `/room/reports/${encodeURIComponent(this.id)}`);
+    if (this.turn === turn) await this.merge(theirs, this.unsavedFields(), this.saved, this.version);
   }
 
   // ---- Signing ----
@@ -365,6 +397,8 @@ export class Report {
     for (const [key, { box, diff, remark, normal }] of this.boxes) {
       box.lastText = box.value;
       box.readOnly = this.isSigned || !this.id;
+      // An empty field of a signed report says that it is empty.
+      box.placeholder = this.isSigned ? "nothing written" : "";
       normal.disabled = box.readOnly;
       normal.hidden = this.isSigned;
       fitHeight(box);
@@ -386,13 +420,14 @@ export class Report {
     let text = words ?? "";
     if (!text && this.id) {
       const time = this.savedAt?.toTimeString().slice(0, 8);
-      if (this.isStale) text = `changed in another tab, ${left} kept here`;
+      if (this.isStale) text = `saved elsewhere, ${left} of yours not in it`;
       else if (this.isOffline) text = `offline, ${left} kept`;
       else if (left) text = "not saved yet";
       else text = time ? `saved ${time}` : "saved";
     }
     line.textContent = text;
     line.classList.toggle("bad", this.isOffline || this.isStale);
+    byId("compare").hidden = !this.isStale;
   }
 }
 

@@ -1,13 +1,14 @@
 // The room: one film, one reading, one report at a time, and the keys that lead through them.
 
-import { byId, plain } from "./dom.js";
+import { Archives } from "./archives.js";
+import { byId, make, plain, replace } from "./dom.js";
 import { FilmSide } from "./film.js";
 import { FIELD_KEYS, Report } from "./report.js";
 import { Keys } from "./keys.js";
 import { KINDS, Reading } from "./reading.js";
 import { Signing } from "./signing.js";
 import { openSession, request } from "./server.js";
-import { clearBrowser } from "./unsaved.js";
+import { IdleWatch, leavePage } from "./leaving.js";
 
 const GATE_WORDS = { ok: "film accepted", warned: "film accepted with a doubt", refused: "not read as a chest film" };
 
@@ -19,6 +20,7 @@ class Room {
     this.reading = new Reading({ say, changed: () => this.describe(), finished: (document) => this.readingDone(document) });
     this.report = new Report({
       about,
+      sealing: session.sealing,
       say,
       changed: () => this.describe(),
       failed: (error) => this.saveFailed(error),
@@ -35,16 +37,39 @@ class Room {
         byId("signing").scrollIntoView({ block: "end" });
       },
     });
+    this.archives = new Archives({
+      report: this.report,
+      pull: (fetchIt) => this.pull(fetchIt),
+      say,
+    });
     this.keys = new Keys((action, ...rest) => this.run(action, ...rest));
     byId("user").textContent = `${plain(userName(session), 64)} (${plain(session.role ?? "", 20)})`;
     byId("logout").hidden = userName(session) === "local";
+    byId("archives-button").hidden = !about.archives;
     byId("model-name").textContent = `model: ${plain(about.model, 60)}`;
     this.listen();
     this.describe();
     this.isReady = true;
+    new IdleWatch({
+      idle: session.idle_s,
+      ping: () => this.attempt(request("GET", "/session")),
+      leave: () => this.leave(),
+    });
+  }
+
+  leave(options) {
+    if (this.isLeaving) return;
+    this.isLeaving = true;
+    // What is on its way comes to nothing: there will be no page that it could stand on.
+    this.filmSide.choice += 1;
+    this.filmSide.viewer.watch.disconnect();
+    this.report.reset();
+    this.reading.reset();
+    return leavePage(options);
   }
 
   say(words) {
+    if (this.isLeaving) return;
     const line = byId("message");
     line.textContent = plain(words, 300);
     clearTimeout(this.forgetting);
@@ -57,10 +82,8 @@ class Room {
   }
 
   failed(error) {
-    if (error.status === 401) {
-      location.assign("/login");
-      return;
-    }
+    // The login has ended: what is not saved is kept sealed, and is there for its reader alone.
+    if (error.status === 401) return this.leave({ isEnded: true });
     this.say(error.message);
   }
 
@@ -71,6 +94,13 @@ class Room {
     if (file.size > this.about.most_bytes) return this.say(`A film may have ${this.about.most_bytes / 2 ** 20} MiB at most.`);
     if (!(await this.mayLeave())) return;
     await this.filmSide.upload(file);
+  }
+
+  /** Show a film that `fetchIt` brings; gives whether it is shown. */
+  async pull(fetchIt) {
+    if (!(await this.mayLeave())) return false;
+    await this.filmSide.fetch(fetchIt);
+    return true;
   }
 
   // What is not saved is saved first; another film must not take its page away.
@@ -137,11 +167,7 @@ class Room {
   }
 
   saveFailed(error) {
-    if (this.report.isStale) {
-      // Escape chooses nothing, and then what was typed here stays.
-      byId("stale").returnValue = "";
-      return byId("stale").showModal();
-    }
+    if (this.report.isStale) return this.attempt(this.report.settle());
     this.failed(error);
   }
 
@@ -256,9 +282,15 @@ class Room {
       redo: () => this.report.redo(),
       sign: () => this.signing.open(),
       exports: () => byId("exports").querySelector("a")?.focus(),
+      archives: () => this.openArchives(),
       help: () => this.keys.showHelp(),
     };
     this.attempt(ofReading[action]?.());
+  }
+
+  openArchives() {
+    if (!this.about.archives) return this.say("The operator has named no archive (pacs.toml in the store's folder).");
+    return this.archives.open();
   }
 
   async stop() {
@@ -281,6 +313,7 @@ class Room {
     const buttons = {
       fit: "fit", "one-to-one": "one", invert: "invert", reset: "reset", "model-view": "modelView",
       "help-button": "help", stop: "stop", unfold: "unfold", "begin-report": "report", sign: "sign", read: "read",
+      "archives-button": "archives",
     };
     for (const [id, action] of Object.entries(buttons)) click(id, () => this.run(action));
     click("magnify", () => this.filmSide.holdLens(!this.filmSide.viewer.lens));
@@ -305,9 +338,7 @@ class Room {
       box.value = "";
       if (text) this.attempt(this.reading.ask(text));
     });
-    byId("stale").addEventListener("close", (event) => {
-      this.attempt(this.report.settle(event.target.returnValue !== "theirs"));
-    });
+    click("compare", () => this.report.settle());
     this.listenForDrops();
   }
 
@@ -318,15 +349,12 @@ class Room {
       this.attempt(this.openFile(event.dataTransfer.files[0]));
     });
     window.addEventListener("beforeunload", (event) => {
-      if (Object.keys(this.report.unsavedFields()).length) event.preventDefault();
+      if (!this.isLeaving && Object.keys(this.report.unsavedFields()).length) event.preventDefault();
     });
   }
 
   async logout() {
-    if (!(await this.mayLeave())) return;
-    await request("POST", "/logout");
-    clearBrowser();
-    location.assign("/login");
+    if (await this.mayLeave()) await this.leave();
   }
 
   // ---- Coming back ----
@@ -341,7 +369,9 @@ class Room {
   }
 
   async comeBack() {
-    const parts = new URLSearchParams(location.hash.slice(1));
+    // Where nothing is named, the last report that edits were left of.
+    const left = location.hash ? [] : await this.report.unsaved.find();
+    const parts = new URLSearchParams((left.at(-1)?.address ?? location.hash).slice(1));
     const [image, reading, report] = ["image", "reading", "report"].map((name) => parts.get(name));
     if (!image) return;
     await this.filmSide.load(await request("GET", `/room/images/${encodeURIComponent(image)}/info`));
@@ -351,9 +381,29 @@ class Room {
     this.remember();
   }
 
+  /** Before a film is open: the reader's own reports, by their time and state; of a film its hash is all there is. */
+  async listReports() {
+    if (!this.about.keeps || this.filmSide.film) return;
+    const { reports } = await request("GET", "/room/reports");
+    const items = reports.slice(0, 6).map(({ id, image, reading, state, version, created }) => {
+      const at = new Date(created).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+      const words = `${at} \u00b7 ${state === "draft" ? "draft, not signed" : state === "signed" ? "signed" : "signed, with an addendum"} \u00b7 version ${version} \u00b7 film ${image.slice(0, 8)}`;
+      const open = () => {
+        const parts = new URLSearchParams({ image, report: id });
+        if (reading) parts.set("reading", reading);
+        history.replaceState(null, "", `#${parts}`);
+        this.attempt(this.comeBack());
+      };
+      return make("li", {}, make("button", { type: "button", text: plain(words, 200), on: { click: open } }));
+    });
+    byId("my-reports").hidden = !items.length;
+    replace(byId("my-reports").querySelector("ul"), ...items);
+  }
+
   // ---- What depends on several of them ----
 
   describe() {
+    if (this.isLeaving) return;
     // Parts are made one after another: the first of them ask for this before the last is there.
     if (!this.reading || !this.report) return;
     const { reading, report } = this;
@@ -384,6 +434,7 @@ async function enter() {
     const fields = Object.entries(FIELD_KEYS).map(([letter, key]) => `${letter.toUpperCase()} ${room.about.fields[key]}`);
     byId("field-keys").textContent = `After G: ${fields.join(", ")}.`;
     await room.comeBack().catch((error) => room.failed(error));
+    await room.listReports().catch((error) => room.failed(error));
     document.documentElement.dataset.ready = "yes";
   } catch (error) {
     if (error.status === 401) location.assign("/login");

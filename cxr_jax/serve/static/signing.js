@@ -105,11 +105,11 @@ export class Signing {
     byId("addendum").hidden = !report.isSigned;
     const { signed } = report;
     byId("signature-state").textContent = report.isSigned
-      ? `signed by ${plain(signed?.by ?? "you", 64)}${signed?.at ? ` at ${plain(signed.at, 40)}` : ""}, as ${plain(signed?.meaning ?? "", 200)}`
+      ? `signed by ${plain(signed?.by ?? "you", 64)}${signed?.at ? ` at ${timeOf(signed.at)}` : ""}, as ${plain(signed?.meaning ?? "", 200)}`
       : "not signed";
     byId("signature-state").classList.toggle("good", report.isSigned);
     const addenda = (report.addenda ?? []).map(({ by, at, text }) =>
-      make("li", {}, make("span", { className: "quiet", text: `${plain(by ?? "", 64)} ${plain(at, 40)}: ` }), plain(text, 20000)),
+      make("li", {}, make("span", { className: "quiet", text: `${plain(by ?? "", 64)} ${timeOf(at)}: ` }), plain(text, 20000)),
     );
     replace(byId("addenda"), ...addenda);
     this.describeExports();
@@ -132,4 +132,9 @@ export class Signing {
     );
     replace(row, row.firstElementChild, ...links);
   }
+}
+
+// 2026-11-30T18:13:47.840491Z as people write it; the same words wherever it is read.
+function timeOf(at) {
+  return plain(at, 40).replace(/^(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?Z$/, "$1 $2 UTC");
 }

@@ -1,35 +1,88 @@
-// What has not reached the server yet, and nothing else, kept in the browser until it has.
+// What has not reached the server yet, and nothing else, kept in the browser until it has: sealed with a key that the
+// server tells to its reader alone and that no storage holds, so that whoever comes next finds nothing to read.
 
-const PREFIX = "cxr_jax.unsaved.";
+const PREFIX = "cxr_jax.sealed.";
 
 export class Unsaved {
-  find(id) {
-    try {
-      return JSON.parse(localStorage.getItem(PREFIX + id));
-    } catch {
-      return null;
-    }
+  /** sealing: {tag, key} of the session; without it, or where the browser cannot seal, nothing is kept. */
+  constructor(sealing) {
+    this.prefix = `${PREFIX}${sealing?.tag ?? ""}.`;
+    // Each page has a record of its own: what one has saved says nothing of another's edits.
+    this.page = hexOf(crypto.getRandomValues(new Uint8Array(8)));
+    // Browsers seal on loopback and under TLS alone.
+    this.key = sealing?.key && crypto.subtle ? importKey(sealing.key) : null;
+    // One after another, or an older record could overtake a newer one.
+    this.last = Promise.resolve();
   }
 
-  keep(id, fields) {
-    if (!id) return;
-    if (!Object.keys(fields).length) return this.forget(id);
-    try {
-      localStorage.setItem(PREFIX + id, JSON.stringify(fields));
-    } catch {
-      // Full or forbidden: the edits live in the page alone, and the saved line says that they are not saved.
-    }
+  /** What pages have left of a report, or of any, oldest first: {id, version, base, fields, at, address}. */
+  async find(id = "") {
+    if (!this.key) return [];
+    const start = id ? `${this.prefix}${id}.` : this.prefix;
+    const names = Object.keys(localStorage).filter((name) => name.startsWith(start) && !name.endsWith(`.${this.page}`));
+    const records = await Promise.all(names.map((name) => this.open(name)));
+    return records.filter(Boolean).sort((one, other) => one.at - other.at);
+  }
+
+  /** Keep edits: {version, base, fields, address}; without fields there is nothing left to keep. */
+  keep(id, record) {
+    if (!id || !this.key) return;
+    if (!Object.keys(record.fields).length) return this.forget(id);
+    const text = JSON.stringify({ ...record, id, at: Date.now() });
+    this.last = this.last.then(async () => localStorage.setItem(this.nameOf(id), await seal(await this.key, text)));
+    // Full or forbidden: the edits live in the page alone, and the saved line says that they are not saved.
+    this.last = this.last.catch(() => {});
   }
 
   forget(id) {
-    localStorage.removeItem(PREFIX + id);
+    this.last = this.last.then(() => localStorage.removeItem(this.nameOf(id)));
+  }
+
+  /** Records that other pages have left, once this page has taken them over or dropped them. */
+  drop(records) {
+    for (const { name } of records) localStorage.removeItem(name);
+  }
+
+  nameOf(id) {
+    return `${this.prefix}${id}.${this.page}`;
+  }
+
+  async open(name) {
+    try {
+      return { ...JSON.parse(await unseal(await this.key, localStorage.getItem(name))), name };
+    } catch {
+      localStorage.removeItem(name); // damaged, or of a key that is gone
+      return null;
+    }
   }
 }
 
-/** At logout: whatever this program has left, preferences included. */
+/** At the end of a session: all that this program has left; of unsaved edits what is sealed stays, for their reader. */
 export function clearBrowser() {
   for (const key of Object.keys(localStorage)) {
-    if (key.startsWith("cxr_jax.")) localStorage.removeItem(key);
+    if (key.startsWith("cxr_jax.") && !key.startsWith(PREFIX)) localStorage.removeItem(key);
   }
   sessionStorage.clear();
+}
+
+// ---- Sealing: AES-GCM, a new nonce each time ----
+
+function importKey(hex) {
+  const bytes = Uint8Array.from(hex.match(/../g), (pair) => parseInt(pair, 16));
+  return crypto.subtle.importKey("raw", bytes, "AES-GCM", false, ["encrypt", "decrypt"]);
+}
+
+async function seal(key, text) {
+  const iv = crypto.getRandomValues(new Uint8Array(12));
+  const sealed = await crypto.subtle.encrypt({ name: "AES-GCM", iv }, key, new TextEncoder().encode(text));
+  return `${hexOf(iv)}.${hexOf(new Uint8Array(sealed))}`;
+}
+
+async function unseal(key, stored) {
+  const [iv, sealed] = stored.split(".").map((hex) => Uint8Array.from(hex.match(/../g), (pair) => parseInt(pair, 16)));
+  return new TextDecoder().decode(await crypto.subtle.decrypt({ name: "AES-GCM", iv }, key, sealed));
+}
+
+function hexOf(bytes) {
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -21,7 +21,8 @@ export class Viewer extends EventTarget {
     this.split = null; // 0..1 of the width, while the model's view is shown
     this.lastMilliseconds = 0;
     this.table = null;
-    new ResizeObserver(() => this.resize()).observe(base.parentElement);
+    this.watch = new ResizeObserver(() => this.resize());
+    this.watch.observe(base.parentElement);
     this.resize();
   }
 
