@@ -52,6 +52,33 @@ def test_idle_is_kept_apart_and_a_film_that_was_never_shown_has_no_time():
     assert not measure({"a": tab((5, "heartbeat"))}).is_shown
 
 
+def test_nobody_is_idle_in_a_pause_or_behind_another_window():
+    # The input that ends a pause also ends ten minutes without input.
+    events = tab((0, "task_shown"), (10, "pause"), (610, "resume"), (620, "sign"))
+    events.insert(2, {"kind": "idle", "t": 609.9, "seconds": 605.0})
+    found = measure({"a": events})
+    assert found.active == pytest.approx(20) and found.idle == pytest.approx(5.1)
+    twice = tab((0, "task_shown"), *beats(10, 60), (60, "sign"))
+    twice += [{"kind": "idle", "t": 50.0, "seconds": seconds} for seconds in (40.0, 35.0)]
+    assert measure({"a": twice}).idle == 40
+
+
+def test_signature_that_was_refused_stops_no_clock():
+    events = tab(
+        (0, "task_shown"), (10, "sign"), (20, "heartbeat"), (30, "sign"), (40, "heartbeat")
+    )
+    assert measure({"a": events}).active == pytest.approx(30)
+
+
+def test_tab_that_is_out_counts_only_while_it_had_the_task():
+    # Left open behind the other one, it goes on telling of its time.
+    first = tab((0, "task_shown"), (10, "heartbeat"), (12, "hidden"), *beats(20, 100))
+    second = tab((0, "task_resumed"), *beats(10, 80), (80, "sign"))
+    found = measure({"a": first, "b": second}, {"a": 15.0})
+    assert found.active == pytest.approx(12 + 80) and found.paused == pytest.approx(3)
+    assert agrees_with_server(found, 95)
+
+
 def test_clock_that_runs_ahead_of_the_server_is_found_out():
     found = measure({"a": tab((0, "task_shown"), *beats(10, 60), (60, "sign"))})
     assert agrees_with_server(found, 59) and not agrees_with_server(found, 50)
