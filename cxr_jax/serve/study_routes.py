@@ -47,7 +47,7 @@ def open_sitting(state: ServerState) -> Sitting | None:
     """Open the study that `--study` names, in the folder of the store; None without one.
 
     Raises:
-        UserError: if the folder holds no study, or another one.
+        UserError: if the folder holds no study, another one, or one whose files were changed since it was sealed.
     """
     if state.settings.study is None or state.store is None:
         return None
@@ -56,7 +56,10 @@ def open_sitting(state: ServerState) -> Sitting | None:
     name = Path(state.settings.study).name
     if folder.protocol.name != name:
         raise UserError(f"--study={name}: the store's study has another name")
-    return Sitting(folder, state.store)
+    sitting = Sitting(folder, state.store)
+    # Before anybody reads: what is shown from here on is what was sealed.
+    sitting.check_record()
+    return sitting
 
 
 def router(state: ServerState) -> APIRouter:

@@ -3,7 +3,7 @@
 The chain is the only truth: this is built from it at a server's start and after each event, and nothing else is kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from cxr_jax.store import Event, Store
 from cxr_jax.store.chain import event_of
 from cxr_jax.store.tables import event as event_table
+from cxr_jax.study.folder import SEALED, StudyFolder
 
 STATES = ("draft", "sealed", "open", "closed", "unblinded")
 # What a command does to a study, and in which state it may.
@@ -32,6 +33,7 @@ class TaskRecord:
         state: "waiting", "open", "signed" or "skipped".
         page: of the browser's tab that has it; another one is told so.
         opened: times of each opening, UTC.
+        openers: the tab of each opening.
         pages: the events that each tab sent, in their order.
         keys: names of requests that were taken, so that none counts twice.
     """
@@ -39,6 +41,7 @@ class TaskRecord:
     state: str = "waiting"
     page: str | None = None
     opened: list[str] = field(default_factory=list)
+    openers: list[str] = field(default_factory=list)
     pages: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
     version: int = 0  # of the newest answer
@@ -122,6 +125,7 @@ class Ledger:
         if event.kind == "task.opened":
             record.state, record.page = "open", event_body["page"]
             record.opened.append(event.at_utc)
+            record.openers.append(event_body["page"])
             record.pages.setdefault(event_body["page"], [])
         elif event.kind == "task.events":
             record.pages.setdefault(event_body["page"], []).extend(event_body["events"])
@@ -146,3 +150,31 @@ class Ledger:
 def washout_days(ledger: Ledger, planned_days: float) -> float:
     """Give the washout that holds: the protocol's, or the last one that was set with a reason."""
     return float(ledger.washouts[-1]["days"]) if ledger.washouts else planned_days
+
+
+# ---- What was sealed -------------------------------------------------------------------------------
+
+
+def unlike_sealed(
+    folder: StudyFolder, ledger: Ledger, task_ids: Iterable[str], *, has_truth: bool
+) -> Iterator[str]:
+    """Yield what is not as it was sealed, a line each; nothing of a draft, which may still change.
+
+    Args:
+        folder: the files as they are now.
+        ledger: what the chain says.
+        task_ids: of the allocation, made with the folder's secret.
+        has_truth: whether the sealed file is asked for, too; a server leaves it alone.
+    """
+    if not ledger.sealed:
+        return
+    found = folder.hashes()
+    wanted = dict(ledger.sealed["files"])
+    if has_truth:
+        found[SEALED], wanted[SEALED] = folder.sealed_sha256(), ledger.sealed["seal_sha256"]
+    for name, digest in wanted.items():
+        if found.get(name) != digest:
+            yield f"{name}: is not the one that was sealed"
+    # Ids are HMACs: with another key no task is known, and every film seems never to have been read.
+    if set(ledger.tasks) - set(task_ids):
+        yield "secret: is not the one that the study's tasks were named with"

@@ -9,16 +9,17 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.outputs.sections import FIELDS
-from cxr_jax.store import Event, Store, sha256_of
+from cxr_jax.store import Store, sha256_of
 from cxr_jax.store.records.actors import Actor
 from cxr_jax.store.records.answers import KeyReusedError
 from cxr_jax.study.allocate import Place
 from cxr_jax.study.answers import check_answer, check_events, check_questionnaire, check_ratings
 from cxr_jax.study.answers import check_signature as check_signature
 from cxr_jax.study.folder import StudyFolder
-from cxr_jax.study.ledger import Ledger, TaskRecord, washout_days
+from cxr_jax.study.ledger import Ledger, TaskRecord, unlike_sealed, washout_days
 from cxr_jax.study.protocol import CONFIDENCE_QUESTION, CONFIDENCE_SCALE, SHOWN
 from cxr_jax.study.refusals import SittingRefusedError
 from cxr_jax.study.shown import payload
@@ -97,6 +98,9 @@ class Sitting:
                     if not is_begun:
                         self._check_washout(previous_end, reader_no, session_no, actor)
                     return self._next_task(places, records, session_no)
+                # The last film of a session has no next one that its ratings could come before.
+                if self._lacks_ratings(places[-1], records[-1]):
+                    return self._ratings_of(places[-1])
                 # At the end of each session, before the next is talked of.
                 if self._needs_questionnaire(reader_no, session_no):
                     return {
@@ -114,12 +118,7 @@ class Sitting:
         number = next(index for index, task_record in enumerate(records) if not task_record.is_done)
         # Ratings of the film before come first, or they would be remembered through the next.
         if number and self._lacks_ratings(places[number - 1], records[number - 1]):
-            task_place = places[number - 1]
-            return {
-                "kind": "ratings",
-                "task": self._ids[task_place],
-                "items": self._items(task_place),
-            }
+            return self._ratings_of(places[number - 1])
         task_place = places[number]
         return {
             "kind": "task",
@@ -134,6 +133,9 @@ class Sitting:
             "shows": list(SHOWN[task_place.arm]),
             "simulated": self.protocol.simulated,
         }
+
+    def _ratings_of(self, task_place: Place) -> dict[str, Any]:
+        return {"kind": "ratings", "task": self._ids[task_place], "items": self._items(task_place)}
 
     def _items(self, task_place: Place) -> list[dict[str, Any]]:
         return [
@@ -234,11 +236,13 @@ class Sitting:
             own_task = self._mine(actor, task_id, allow_done=True)
             if idem_key in own_task.record.keys:
                 return {"kept": True}
-            # A tab that is out may still tell how long it was there; it is another page's time then.
-            event_body = {"page": page, "idem_key": idem_key, "events": checked}
             # What comes after the signature changes no time any more.
             if own_task.record.is_done:
                 return {"kept": False}
+            # A tab that is out may still tell how long it was there; one that never had the task has no time.
+            if page not in own_task.record.pages:
+                raise SittingRefusedError(409, "the task was not opened in this tab")
+            event_body = {"page": page, "idem_key": idem_key, "events": checked}
             self._append("task.events", event_body, actor, task_id)
             return {"kept": True}
 
@@ -269,7 +273,7 @@ class Sitting:
                     shown_sha256=request["shown_sha256"],
                     transaction=transaction,
                 )
-            self._take(transaction.events)
+            self.ledger.refresh(self.store)
             return {"version": own_task.record.version}
 
     def _repeated(
@@ -292,7 +296,11 @@ class Sitting:
         """
         with self._lock:
             own_task = self._mine(actor, task_id, allow_done=True)
-            if request["idem_key"] in own_task.record.keys and own_task.record.state == "signed":
+            signature = own_task.record.signature
+            if signature is not None and signature["idem_key"] == request["idem_key"]:
+                # The same request again, and not another one under its name.
+                if request.get("confidence") != signature["confidence"]:
+                    raise SittingRefusedError(409, "this key stands for another signature")
                 return self._signed(own_task)
             if own_task.record.is_done:
                 raise SittingRefusedError(409, "the task is signed")
@@ -365,6 +373,10 @@ class Sitting:
             session_no = request.get("session")
             if not isinstance(session_no, int) or not 1 <= session_no <= self.protocol.sessions:
                 raise SittingRefusedError(400, "session: one of this study's")
+            # Asked before, they would be about films that nobody has seen.
+            places = [p for p in self._places[reader_no] if p.session_no == session_no - 1]
+            if not all(self.ledger.task(self._ids[task_place]).is_done for task_place in places):
+                raise SittingRefusedError(409, "the session is not over")
             # Those of that session and no others.
             questions = self._questions(session_no - 1)
             answers = check_questionnaire(
@@ -455,14 +467,17 @@ class Sitting:
     def _append(
         self, kind: str, event_body: Mapping[str, Any], actor: Actor, task_id: str | None = None
     ) -> None:
-        event = self.store.append(
+        self.store.append(
             kind, event_body, study=self.protocol.name, task=task_id, **actor.as_arguments()
         )
-        self._take([event])
+        # From the chain: a command may have written since the check, and its event stands before this one.
+        self.ledger.refresh(self.store)
 
-    def _take(self, events: list[Event]) -> None:
-        for event in events:
-            self.ledger.apply(event)
+    def check_record(self) -> None:
+        """Refuse files or a key that the study was not sealed with. Raises UserError."""
+        self.ledger.refresh(self.store)
+        for problem in unlike_sealed(self.folder, self.ledger, self._place_of, has_truth=False):
+            raise UserError(f"{self.folder.path}: {problem}")
 
 
 def _time(text: str | None) -> datetime:

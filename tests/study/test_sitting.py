@@ -10,9 +10,12 @@ import pytest
 
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.store import open_store
 from cxr_jax.store.records.actors import Actor
+from cxr_jax.study.analysis.rows import make_rows
 from cxr_jax.study.commands import manage
-from cxr_jax.study.folder import SEALED
+from cxr_jax.study.folder import SEALED, StudyFolder
+from cxr_jax.study.ledger import Ledger
 from cxr_jax.study.refusals import SittingRefusedError
 from cxr_jax.study.sitting import Sitting
 
@@ -160,6 +163,59 @@ def test_session_a_day_early_gets_423_with_the_date(study, store):
     assert sitting.next(ANNA)["session"] == 2
 
 
+def test_tab_that_never_had_the_task_has_no_time(study, store):
+    sitting = Sitting(study, store)
+    following, _, binding = begin(sitting, ANNA)
+    events = [{"kind": "task_shown", "t": 0.0}, {"kind": "sign", "t": 900.0}]
+    with pytest.raises(SittingRefusedError, match="not opened in this tab") as refusal:
+        sitting.add_events(ANNA, following["task"], key(), key(), events)
+    assert refusal.value.status == 409
+    assert sitting.add_events(ANNA, following["task"], binding["page"], key(), events)["kept"]
+
+
+def test_session_ends_with_ratings_then_questions_and_not_before(study, store):
+    sitting = Sitting(study, store)
+    early = {"session": 1, "answers": {"tlx": [50] * 4, "sus": []}}
+    sitting.next(ANNA)
+    with pytest.raises(SittingRefusedError, match="not over"):
+        sitting.answer_questionnaire(ANNA, early)
+    kinds = []
+    while sitting.next(ANNA)["kind"] != "questionnaire":
+        kinds.append(do_task(sitting, ANNA).get("kind"))
+    # Each film with AI is rated, the last one of the session, too.
+    assert kinds.count("ratings") == 6 and kinds.count("task") == 9
+    sitting.answer_questionnaire(ANNA, early)
+
+
+def test_key_of_a_signature_stands_for_that_signature(study, store):
+    sitting = Sitting(study, store)
+    following, _, binding = begin(sitting, ANNA)
+    request = {**binding, "idem_key": key(), "version": 0, "answer": whole_answer(study)}
+    sitting.save(ANNA, following["task"], request)
+    sign = {**binding, "idem_key": key(), "version": 1, "confidence": 4}
+    sitting.sign(ANNA, following["task"], sign)
+    with pytest.raises(SittingRefusedError, match="another signature"):
+        sitting.sign(ANNA, following["task"], sign | {"confidence": 7})
+
+
+def test_command_between_check_and_event_is_not_missed(study, store, monkeypatch):
+    sitting = Sitting(study, store)
+    following, _, binding = begin(sitting, ANNA)
+    append = store.append
+
+    def append_after_close(*arguments, **more):
+        # The coordinator's command had the database while this request waited for it.
+        monkeypatch.setattr(store, "append", append)
+        manage.close(study.path)
+        return append(*arguments, **more)
+
+    monkeypatch.setattr(store, "append", append_after_close)
+    events = [{"kind": "task_shown", "t": 0.0}]
+    sitting.add_events(ANNA, following["task"], binding["page"], key(), events)
+    with pytest.raises(SittingRefusedError, match="closed"):
+        sitting.next(ANNA)
+
+
 def test_state_is_the_same_after_a_restart(study, store):
     sitting = Sitting(study, store)
     do_task(sitting, ANNA)
@@ -224,6 +280,54 @@ def test_changed_file_is_named(study, name):
     before, after = changed.get(name, ("manual", "labels"))
     path.write_text(path.read_text().replace(before, after, 1))
     assert f"{name}: is not the one that was sealed" in manage.verify(study.path)
+
+
+def read_and_unblind(study, store):
+    do_task(Sitting(study, store), ANNA)
+    manage.close(study.path)
+    manage.unblind(study.path)
+    ledger = Ledger(study.protocol.name)
+    ledger.refresh(store)
+    return lambda: make_rows(StudyFolder(study.path), store, ledger, study.read_sealed())
+
+
+def test_truth_that_was_changed_after_unblinding_makes_no_numbers(study, store):
+    rows = read_and_unblind(study, store)
+    assert sum(row["state"] == "signed" for row in rows()) == 1
+    path = study.path / SEALED
+    text = path.read_text()
+    path.write_text(text.replace('"abnormal":true', '"abnormal":false', 1))
+    with pytest.raises(UserError, match=r"sealed\.json: is not the one"):
+        rows()
+    path.write_text(text)
+    assert rows()
+
+
+def test_study_that_was_read_with_other_readings_makes_no_numbers(study, store):
+    # Exchanged while readers sat, and put back before anybody looked.
+    path = study.path / "shown.json"
+    text = path.read_text()
+    path.write_text(text.replace("zebrafish", "giraffe"))
+    exchanged = StudyFolder(study.path)
+    with pytest.raises(UserError, match=r"shown\.json: is not the one"):
+        Sitting(exchanged, store).check_record()
+    sitting = Sitting(exchanged, store)
+    # A whole session: only one of its arms shows sentences.
+    for _ in range(15):
+        do_task(sitting, ANNA)
+    path.write_text(text)
+    Sitting(StudyFolder(study.path), store).check_record()
+    rows = read_and_unblind(study, store)
+    with pytest.raises(UserError, match="what was signed is not what was sealed"):
+        rows()
+
+
+def test_folder_without_its_key_is_told_from_one_that_nobody_read(study, store):
+    do_task(Sitting(study, store), ANNA)
+    (study.path / "secret").write_bytes(b"x" * 32)
+    with contextlib.closing(open_store(study.path, exclusive=False)) as other:
+        with pytest.raises(UserError, match="secret: is not the one"):
+            Sitting(study, other).check_record()
 
 
 def test_lost_tail_is_told_by_a_head_that_was_kept(study):

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.store import Store
 from cxr_jax.study import timing
 from cxr_jax.study.allocate import Place
+from cxr_jax.study.analysis.natural import NaturalErrors, errors_of_cases
 from cxr_jax.study.folder import SealedCase, StudyFolder
-from cxr_jax.study.ledger import Ledger, TaskRecord
+from cxr_jax.study.ledger import Ledger, TaskRecord, unlike_sealed
 from cxr_jax.study.protocol import SHOWN
 from cxr_jax.study.shown import PRESENT
 from cxr_jax.study.sitting import Sitting
@@ -35,12 +37,16 @@ COLUMNS = (
     "detected_flag",  # a flag on it, or its chip rejected
     "false_flags",  # on what was true
     "carried",  # the signed report carries the error
+    "true_items",  # sentences and chips that were shown and are true
+    "natural_errors",  # labels that the AI has wrong by itself
+    "natural_carried",  # of these, in the signed report
     "state",  # signed, skipped, open, waiting
     "practice",  # 1: counts nowhere
     "block",  # of the cases; 0 is practice
     "idle_s",  # of the active seconds, without input
     "paused_s",  # pauses, hidden tabs, gaps
     "clock_ok",  # client's seconds fit the server's
+    "untold_s",  # of the server's seconds, those that no tab told of
     "reopened",  # after a reload, a crash, in another tab
     "true_positive",  # labels of the signed report, this one and the two below
     "false_positive",
@@ -52,17 +58,49 @@ COLUMNS = (
 def make_rows(
     folder: StudyFolder, store: Store, ledger: Ledger, sealed: Sequence[SealedCase]
 ) -> list[Row]:
-    """Make the table of a study, practice included, in the order of the allocation."""
+    """Make the table of a study, practice included, in the order of the allocation.
+
+    Raises:
+        UserError: if files or chain are not those that the study was sealed and read with.
+    """
     # For the tasks' ids, which are HMACs of the store's own.
     sitting = Sitting(folder, store)
+    _check_record(folder, store, ledger, sitting)
+    errors = errors_of_cases(
+        sealed, folder.shown, is_phantom=folder.protocol.cases.startswith("phantom:")
+    )
     return [
-        _row(folder, place, ledger.task(sitting.task_id(place)), sealed[place.case_no])
+        _row(
+            folder,
+            place,
+            ledger.task(sitting.task_id(place)),
+            sealed[place.case_no],
+            errors[place.case_no],
+        )
         for place in folder.places
     ]
 
 
+def _check_record(folder: StudyFolder, store: Store, ledger: Ledger, sitting: Sitting) -> None:
+    """Refuse a record that was changed since, whichever command asks: numbers of it would look like any others."""
+    problems = [str(problem) for problem in store.verify()]
+    bindings = {sitting.task_id(place): sitting.shown_sha256(place) for place in folder.places}
+    problems += unlike_sealed(folder, ledger, bindings, has_truth=True)
+    for task_id, shown_sha256 in bindings.items():
+        signature = ledger.task(task_id).signature
+        # Files may have been exchanged while readers sat, and put back since.
+        if signature is not None and signature["shown_sha256"] != shown_sha256:
+            problems.append(f"task {task_id}: what was signed is not what was sealed")
+    if problems:
+        raise UserError(f"{folder.path}: {problems[0]}")
+
+
 def _row(
-    folder: StudyFolder, place: Place, task_record: TaskRecord, sealed_case: SealedCase
+    folder: StudyFolder,
+    place: Place,
+    task_record: TaskRecord,
+    sealed_case: SealedCase,
+    natural: NaturalErrors,
 ) -> Row:
     values: Row = {
         "reader": place.reader_no + 1,
@@ -82,11 +120,14 @@ def _row(
     values |= _times(folder, task_record)
     # What was not signed is no answer, however complete.
     is_signed = task_record.state == "signed" and task_record.answer is not None
+    signed_answer = task_record.answer if is_signed else None
     values["confidence"] = (task_record.signature or {}).get("confidence") if is_signed else None
-    values |= _audit(place, sealed_case, task_record.answer if is_signed else None)
-    values |= _agreement(sealed_case, task_record.answer if is_signed else None)
+    values |= _audit(place, sealed_case, natural, signed_answer)
+    values |= _natural(natural, signed_answer)
+    values["true_items"] = _true_items(folder, place, sealed_case, natural)
+    values |= _agreement(sealed_case, signed_answer)
     # Suspicion and ratings of the AI stand beside it.
-    answer = (task_record.answer or {}) if is_signed else {}
+    answer = signed_answer or {}
     for label_name in folder.protocol.suspicion_labels:
         values[f"rating_{label_name}"] = answer.get("suspicion", {}).get(label_name)
         values[f"truth_{label_name}"] = _truth_of(sealed_case, label_name)
@@ -105,28 +146,45 @@ def _truth_of(sealed_case: SealedCase, label_name: str) -> int | None:
 
 def _times(folder: StudyFolder, task_record: TaskRecord) -> Row:
     """Active and wall seconds, and whether the two clocks agree."""
+    speed = folder.protocol.clock_speed
     # The client's time, held against the server's below.
-    measured = timing.measure(task_record.pages)
-    wall = None
-    is_sound = None
+    measured = timing.measure(task_record.pages, _held(task_record, speed))
+    wall = is_sound = untold = None
     if task_record.opened and task_record.signed_at:
         wall = (_moment(task_record.signed_at) - _moment(task_record.opened[0])).total_seconds()
-        is_sound = int(timing.agrees_with_server(measured, wall, folder.protocol.clock_speed))
+        is_sound = int(timing.agrees_with_server(measured, wall, speed))
+        # A program's clock runs faster than its requests, so it leaves much untold.
+        if speed == 1:
+            untold = round(max(0.0, wall - measured.active - measured.paused), 3)
     return {
         "active_s": round(measured.active, 3) if measured.is_shown else None,
         "wall_s": None if wall is None else round(wall, 3),
         "idle_s": round(measured.idle, 3) if measured.is_shown else None,
         "paused_s": round(measured.paused, 3) if measured.is_shown else None,
         "clock_ok": is_sound,
+        "untold_s": untold,
     }
+
+
+def _held(task_record: TaskRecord, speed: float) -> dict[str, float]:
+    """Seconds for which each tab had the task, but for the last one, which had it to the end."""
+    held: dict[str, float] = {}
+    moments = list(map(_moment, task_record.opened))
+    for page, began, ended in zip(task_record.openers, moments, moments[1:], strict=False):
+        held[page] = held.get(page, 0.0) + (ended - began).total_seconds() * speed
+    if task_record.openers:
+        held.pop(task_record.openers[-1], None)
+    return held
 
 
 def _moment(text: str) -> datetime:
     return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC)
 
 
-def _audit(place: Place, sealed_case: SealedCase, answer: Mapping[str, Any] | None) -> Row:
-    """What became of the planted error, and flags on sentences that were true."""
+def _audit(
+    place: Place, sealed_case: SealedCase, natural: NaturalErrors, answer: Mapping[str, Any] | None
+) -> Row:
+    """What became of the planted error, and flags on what was true."""
     empty = dict.fromkeys(("carried", "detected_label", "detected_flag", "false_flags"))
     if answer is None:
         return empty
@@ -138,11 +196,17 @@ def _audit(place: Place, sealed_case: SealedCase, answer: Mapping[str, Any] | No
     # Without AI there is nothing to flag: no zero, but nothing.
     false_flags = None
     if shows:
+        # The AI's own errors are errors, too.
+        wrong_sentences = sentences | natural.sentences
+        wrong_labels = natural.labels | ({planted.label} if planted else set())
         false_flags = sum(
-            flag["sentence"] is not None and flag["sentence"] not in sentences for flag in flags
+            flag["sentence"] is not None and flag["sentence"] not in wrong_sentences
+            for flag in flags
         )
+        # What nobody knows is neither right nor wrong.
         false_flags += sum(
-            planted is None or label_name != planted.label for label_name in rejected
+            label_name not in wrong_labels and _truth_of(sealed_case, label_name) is not None
+            for label_name in rejected
         )
     values = empty | {"false_flags": false_flags}
     if planted is None:
@@ -158,6 +222,37 @@ def _audit(place: Place, sealed_case: SealedCase, answer: Mapping[str, Any] | No
         )
         values |= {"detected_label": int(not carried), "detected_flag": int(is_flagged)}
     return values
+
+
+def _natural(natural: NaturalErrors, answer: Mapping[str, Any] | None) -> Row:
+    """The AI's own errors, and how many of them a signed report carries; asked of the manual arm, too."""
+    if answer is None:
+        return {"natural_errors": None, "natural_carried": None}
+    said = answer["labels"]
+    carried = sum(
+        error.is_carried(
+            said.get(error.label, {}).get("state"), said.get(error.label, {}).get("side")
+        )
+        for error in natural.errors
+    )
+    return {"natural_errors": len(natural.errors), "natural_carried": carried}
+
+
+def _true_items(
+    folder: StudyFolder, place: Place, sealed_case: SealedCase, natural: NaturalErrors
+) -> int | None:
+    """How many chips and sentences an arm shows that could be flagged falsely; None where it shows none."""
+    shows, planted = SHOWN[place.arm], sealed_case.plant
+    if not shows:
+        return None
+    wrong_labels = natural.labels | ({planted.label} if planted else set())
+    wrong_sentences = natural.sentences | set(planted.sentences if planted else ())
+    sentences = len(folder.shown[place.case_no].sentences) if "sentences" in shows else 0
+    chips = sum(
+        label_name not in wrong_labels and _truth_of(sealed_case, label_name) is not None
+        for label_name in CHEXPERT_14
+    )
+    return chips + max(0, sentences - len(wrong_sentences))
 
 
 def _agreement(sealed_case: SealedCase, answer: Mapping[str, Any] | None) -> Row:
@@ -195,6 +290,7 @@ def flow(rows: Sequence[Row], arms: Sequence[str]) -> list[Row]:
                 "skipped": sum(reading["state"] == "skipped" for reading in of_arm),
                 "signed": len(signed),
                 "clocks disagree": sum(reading["clock_ok"] == 0 for reading in signed),
+                "a minute untold": sum(map(_is_untold, signed)),
                 "in the time analysis": len(timed),
                 "cannot say": sum(reading["confidence"] is None for reading in signed),
                 "planted, signed": sum(reading["planted"] for reading in signed),
@@ -202,6 +298,11 @@ def flow(rows: Sequence[Row], arms: Sequence[str]) -> list[Row]:
             }
         )
     return table
+
+
+def _is_untold(reading: Row) -> bool:
+    """Whether a tab kept a minute to itself; one that was opened again has lost what lay between."""
+    return not reading["reopened"] and (reading["untold_s"] or 0.0) > 60
 
 
 def to_csv(rows: Sequence[Row]) -> str:
