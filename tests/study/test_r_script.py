@@ -6,68 +6,18 @@ import subprocess
 import pytest
 
 from cxr_jax.labels.taxonomy import CHEXPERT_14
-from cxr_jax.study import behaviour
 from cxr_jax.study.analysis import endpoints, forms
+from cxr_jax.study.analysis.auditing import auditing
 from cxr_jax.study.analysis.rows import to_csv
 from cxr_jax.study.protocol import make_protocol
+
+from .drawn import READERS, drawn_rows
 
 RSCRIPT = shutil.which("Rscript")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(RSCRIPT is None, reason="Rscript is not installed (apt-get install r-base)"),
 ]
-READERS, CASES = 4, 24
-
-
-def drawn_rows(protocol):
-    """Readings as `make_rows` gives them, from drawn conduct instead of sittings."""
-    abnormal = [number % 2 == 0 for number in range(CASES)]
-    conduct = behaviour.draw_conduct(
-        behaviour.Effects(), protocol.arms, READERS, abnormal, [protocol.seed, 1]
-    )
-    rows = []
-    for arm_index, arm in enumerate(protocol.arms):
-        for reader in range(READERS):
-            for case in range(CASES):
-                place = arm_index, reader, case
-                caught = int(conduct.caught[place])
-                is_audited = case % 3 == 0 and arm != "manual"
-                row = {
-                    "reader": reader + 1,
-                    "arm": arm,
-                    "session": (arm_index + reader) % 3 + 1,
-                    "position": (case * 7 + reader) % CASES + 1,
-                    "case": case + 1,
-                    "truth": int(abnormal[case]),
-                    "planted": int(case % 3 == 0),
-                    "kind": ("add", "drop", "side", "hedge")[case // 3 % 4]
-                    if case % 3 == 0
-                    else None,
-                    "active_s": round(float(2.718281828 ** conduct.log_seconds[place]), 3),
-                    "wall_s": None,
-                    "confidence": int(conduct.confidence[place]),
-                    "detected_label": caught if is_audited else None,
-                    "detected_flag": caught if is_audited else None,
-                    "false_flags": 0 if arm != "manual" else None,
-                    "carried": 1 - caught if case % 3 == 0 else None,
-                    "state": "signed",
-                    "practice": 0,
-                    "block": case % 3 + 1,
-                    "idle_s": 0.0,
-                    "paused_s": 0.0,
-                    "clock_ok": 1,
-                    "reopened": 0,
-                    "true_positive": 2 + (case + reader) % 2,
-                    "false_positive": (case + arm_index) % 2,
-                    "false_negative": reader % 2,
-                    "skip_reason": None,
-                }
-                for number, label in enumerate(protocol.suspicion_labels):
-                    # Shifted by label, so that each has areas of its own.
-                    score = float(conduct.suspicion[place]) + 0.3 * ((case + number) % 3)
-                    row |= {f"rating_{label}": round(score, 4), f"truth_{label}": row["truth"]}
-                rows.append(row)
-    return rows
 
 
 def test_r_gives_the_same_numbers(tmp_path):
@@ -100,7 +50,7 @@ def test_r_gives_the_same_numbers(tmp_path):
     assert confidence["standard_error"] == pytest.approx(
         r["confidence.full.standard_error"], abs=1e-3
     )
-    found = endpoints.auditing(protocol, rows)["contrasts"]["detected_label: full-labels"]
+    found = auditing(protocol, rows)["contrasts"]["detected_label: full-labels"]
     assert found["gap"]["estimate"] == pytest.approx(r["detection.gap"], abs=1e-9)
     assert found["model"]["estimate"] == pytest.approx(r["detection.estimate"], abs=1e-3)
     areas = endpoints.areas(protocol, rows)

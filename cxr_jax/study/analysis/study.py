@@ -11,6 +11,8 @@ from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 from cxr_jax.store import Store
 from cxr_jax.study import allocate
 from cxr_jax.study.analysis import endpoints
+from cxr_jax.study.analysis.auditing import auditing
+from cxr_jax.study.analysis.contrasts import finite
 from cxr_jax.study.analysis.rows import Row, flow, make_rows
 from cxr_jax.study.folder import StudyFolder
 from cxr_jax.study.ledger import Ledger, washout_days
@@ -29,7 +31,11 @@ class Analysis:
 
 
 def analyse(folder: StudyFolder, store: Store, ledger: Ledger) -> Analysis:
-    """Analyse an unblinded study."""
+    """Analyse an unblinded study.
+
+    Raises:
+        UserError: if its files or its chain are not those that it was sealed and read with.
+    """
     protocol = folder.protocol
     # The first time that anything reads it.
     sealed = folder.read_sealed()
@@ -54,17 +60,17 @@ def analyse(folder: StudyFolder, store: Store, ledger: Ledger) -> Analysis:
         "skip_reasons": sorted(
             {reading["skip_reason"] for reading in rows if reading["skip_reason"]}
         ),
-        "balance": _balance(protocol, folder),
+        "balance": _balance(protocol, folder, rows),
         "time": endpoints.time_to_sign(protocol, counted),
         "confidence": endpoints.confidence(protocol, counted),
-        "auditing": endpoints.auditing(protocol, counted),
+        "auditing": auditing(protocol, counted),
         "auc": endpoints.areas(protocol, counted),
         "label_f1": endpoints.label_f1(protocol, counted),
         "opinions": endpoints.opinions(protocol, counted),
         "workload": _workload(protocol, ledger),
     }
-    document["hypotheses"] = hypotheses(document, protocol.alpha)
-    return Analysis(rows, document)
+    document["hypotheses"], document["hypotheses_refused"] = hypotheses(document, protocol)
+    return Analysis(rows, finite(document))
 
 
 def first_line(protocol: Protocol, days: float) -> str:
@@ -74,10 +80,20 @@ def first_line(protocol: Protocol, days: float) -> str:
     return f"crossed: each case once in each arm for each reader, washout {days:g} days between sessions"
 
 
-def _balance(protocol: Protocol, folder: StudyFolder) -> dict[str, Any]:
-    # Of what was allocated; the flow says what was read.
+def _balance(protocol: Protocol, folder: StudyFolder, rows: Sequence[Row]) -> dict[str, Any]:
     outcome = allocate.balance(protocol, folder.places)
-    return {"is_balanced": outcome.is_balanced, "counts": outcome.counts}
+    # Places that nobody took, and sessions that nobody came to, are in no order.
+    read_places = [
+        place
+        for place, reading in zip(folder.places, rows, strict=True)
+        if reading["state"] in ("signed", "skipped")
+    ]
+    as_read = allocate.balance(protocol, read_places)
+    return {
+        "is_balanced": outcome.is_balanced,
+        "is_balanced_as_read": as_read.is_balanced and len(read_places) == len(folder.places),
+        "counts": as_read.counts,
+    }
 
 
 def _workload(protocol: Protocol, ledger: Ledger) -> dict[str, Any]:
@@ -104,29 +120,57 @@ def _workload(protocol: Protocol, ledger: Ledger) -> dict[str, Any]:
 # ---- Hypotheses ------------------------------------------------------------------------------------
 
 
-def hypotheses(document: dict[str, Any], alpha: float) -> list[dict[str, Any]]:
-    """Put the three hypotheses side by side: estimate, p value, p value after Holm, and the direction."""
-    outcome = [
-        hypothesis
-        for hypothesis in (_of_time(document), _of_confidence(document), _of_auditing(document))
-        if hypothesis is not None
-    ]
-    # All three together, whatever came out of each.
-    adjusted = holm({hypothesis["name"]: hypothesis["p_value"] for hypothesis in outcome})
-    for hypothesis in outcome:
-        hypothesis["p_holm"] = adjusted[hypothesis["name"]]
-        hypothesis["supported"] = bool(hypothesis["p_holm"] <= alpha and hypothesis["as_hoped"])
-    return outcome
+# What each asks, and the arms without which a study does not ask it.
+_QUESTIONS = {
+    "H1": ("Full reasoning shortens the time to a signed report", {"manual", "full"}),
+    "H2": ("Full reasoning raises confidence over labels alone", {"labels", "full"}),
+    "H3": (
+        "More planted errors are detected with full reasoning than with labels, and no more of them stand in signed "
+        "reports than without AI",
+        {"manual", "labels", "full"},
+    ),
+}
 
 
-def _of_time(document: dict[str, Any]) -> dict[str, Any] | None:
-    contrast = document["time"]["contrasts"].get("full/manual")
-    # A study without these arms has no such hypothesis.
+def hypotheses(
+    document: dict[str, Any], protocol: Protocol
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Put the three hypotheses side by side: estimate, p value, p value after Holm, and the direction.
+
+    Returns:
+        those with an answer, and those that the study asked and cannot answer, with the reason.
+    """
+    found = {"H1": _of_time(document), "H2": _of_confidence(document), "H3": _of_auditing(document)}
+    asked = [name for name, (_, arms) in _QUESTIONS.items() if arms <= set(protocol.arms)]
+    # Without planted errors nobody asks who finds them.
+    asked = [name for name in asked if name != "H3" or protocol.plant_share]
+    # One that has no answer was asked all the same: the others do not get its share of the error.
+    adjusted = holm({name: _p_value(found[name]) for name in asked})
+    answered, refused = [], []
+    for name in asked:
+        hypothesis = {"name": name, "question": _QUESTIONS[name][0]} | found[name]
+        if "refused" in hypothesis:
+            refused.append(hypothesis)
+            continue
+        hypothesis["p_holm"] = adjusted[name]
+        hypothesis["supported"] = bool(
+            hypothesis["p_holm"] <= protocol.alpha and hypothesis["as_hoped"]
+        )
+        answered.append(hypothesis)
+    return answered, refused
+
+
+def _p_value(hypothesis: dict[str, Any]) -> float:
+    return float(hypothesis.get("p_value", 1.0))
+
+
+def _of_time(document: dict[str, Any]) -> dict[str, Any]:
+    time = document["time"]
+    contrast = time["contrasts"].get("full/manual")
     if contrast is None:
-        return None
+        reasons = time["refused"]
+        return {"refused": reasons.get("full/manual") or reasons.get("model", "time: no pairs")}
     return {
-        "name": "H1",
-        "question": "Full reasoning shortens the time to a signed report",
         "measure": "ratio of active time, full / manual",
         "estimate": contrast["ratio"],
         "low": contrast["ratio_low"],
@@ -137,34 +181,32 @@ def _of_time(document: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _of_confidence(document: dict[str, Any]) -> dict[str, Any] | None:
-    contrast = document["confidence"].get("contrasts", {}).get("full-labels")
+def _of_confidence(document: dict[str, Any]) -> dict[str, Any]:
+    confidence = document["confidence"]
+    contrast = confidence.get("contrasts", {}).get("full-labels")
     if contrast is None:
-        return None
+        return {"refused": confidence.get("refused", "confidence: an arm has no readings")}
     return {
-        "name": "H2",
-        "question": "Full reasoning raises confidence over labels alone",
         "measure": "cumulative log-odds, full - labels",
         "estimate": contrast["estimate"],
         "low": contrast["low"],
         "high": contrast["high"],
         "null": 0.0,
         "p_value": contrast["p_value"],
-        "as_hoped": contrast["estimate"] > 0,
+        "p_model": contrast["p_model"],
+        "p_of_readers": contrast["p_of_readers"],
+        "as_hoped": contrast["estimate"] > 0 and contrast["mean_points"]["estimate"] > 0,
     }
 
 
-def _of_auditing(document: dict[str, Any]) -> dict[str, Any] | None:
-    auditing = document["auditing"]
-    contrast = auditing["contrasts"].get("detected_label: full-labels", {})
-    reliance = auditing.get("over_reliance", {})
+def _of_auditing(document: dict[str, Any]) -> dict[str, Any]:
+    auditing_found = document["auditing"]
+    contrast = auditing_found["contrasts"].get("detected_label: full-labels", {})
+    reliance = auditing_found.get("over_reliance", {})
     if "model" not in contrast or "p_value" not in reliance:
-        return None
+        return {"refused": contrast.get("refused") or reliance.get("refused")}
     # Both parts have to hold, so the larger p value is the test's (intersection-union).
     return {
-        "name": "H3",
-        "question": "More planted errors are detected with full reasoning than with labels, and no more of them "
-        "stand in signed reports than without AI",
         "measure": "detection gap, full - labels",
         "estimate": contrast["gap"]["estimate"],
         "low": contrast["gap"]["low"],

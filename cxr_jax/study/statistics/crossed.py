@@ -1,5 +1,6 @@
 """A bootstrap that draws readers and cases, each with replacement and both at once."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,16 +19,29 @@ class CrossedInterval:
     high: float
 
 
-def mean_difference(first: int, second: int) -> Statistic:
-    """Make the statistic: mean of one arm less that of another, over pairs that are both there."""
+def mean_difference(first: int, second: int, *, is_paired: bool = True) -> Statistic:
+    """Make the statistic: mean of one arm less that of another.
+
+    Args:
+        first: place of the arm.
+        second: of the one that is taken off.
+        is_paired: over pairs that are both there; else over whatever each arm has (a split study has no pairs).
+    """
 
     def statistic(table: np.ndarray, weights: np.ndarray) -> float:
-        difference = table[first] - table[second]
+        if not is_paired:
+            return _mean(table[first], weights) - _mean(table[second], weights)
         # A skipped case takes its pair with it.
-        counted = weights * ~np.isnan(difference)
-        return float((np.nan_to_num(difference) * counted).sum() / max(counted.sum(), 1e-12))
+        return _mean(table[first] - table[second], weights)
 
     return statistic
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """Weighted mean of what is there; NaN of nothing, which is no zero."""
+    counted = weights * ~np.isnan(values)
+    total = counted.sum()
+    return float((np.nan_to_num(values) * counted).sum() / total) if total else math.nan
 
 
 def crossed_bootstrap(
@@ -55,6 +69,8 @@ def crossed_bootstrap(
             statistic(table, np.outer(reader_weights, case_weights).astype(float))
             for reader_weights, case_weights in zip(readers, cases, strict=True)
         ]
-        low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+        # A resample that drew nothing of an arm says nothing of it.
+        told = [each for each in values if math.isfinite(each)] or [math.nan]
+        low, high = np.quantile(told, [0.5 - level / 2, 0.5 + level / 2])
         intervals.append(CrossedInterval(statistic(table, ones), float(low), float(high)))
     return intervals

@@ -99,14 +99,11 @@ def fit_mixed(
         arms: None leaves the reader-by-arm term out, to show what that does.
 
     Raises:
-        UserError: for an outcome that is not finite, or fewer rows than effects.
+        UserError: for an outcome that is not finite, fewer rows than effects, or effects that no row tells apart.
         RunFailedError: if no start leads to an optimum.
     """
     values, matrix = np.asarray(outcome, float), np.asarray(fixed, float)
-    if not np.isfinite(values).all():
-        raise UserError("time: a row has no finite logarithm")
-    if len(values) <= matrix.shape[1]:
-        raise UserError("time: fewer rows than effects")
+    _check_rows(values, matrix)
     random = {"reader": list(map(str, readers)), "case": list(map(str, cases))}
     if arms is not None:
         random["reader_arm"] = [f"{who}:{arm}" for who, arm in zip(readers, arms, strict=True)]
@@ -141,6 +138,17 @@ def fit_mixed(
         variances=variances | {"residual": float(residual)},
         reml_deviance=float(best.fun),
     )
+
+
+def _check_rows(values: np.ndarray, matrix: np.ndarray) -> None:
+    """Refuse rows that no model can be fitted to. Raises UserError."""
+    if not np.isfinite(values).all():
+        raise UserError("time: a row has no finite logarithm")
+    if len(values) <= matrix.shape[1]:
+        raise UserError("time: fewer rows than effects")
+    # Arms that each had a session of its own, say: no data could tell the two apart.
+    if np.linalg.matrix_rank(matrix) < matrix.shape[1]:
+        raise UserError("time: arms, order and kinds of case cannot be told apart in these rows")
 
 
 class _Profile:

@@ -17,8 +17,10 @@ _ROUNDS = 200  # of filling empty cells; each halves what is left to change, or 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedContrast:
-    """A mean difference, its interval and its two-sided test."""
+    """A mean difference, its interval and its two-sided test, and of how many readers and pairs they are."""
 
+    readers: int
+    pairs: int  # none where arms see different cases
     estimate: float
     standard_error: float
     degrees: float
@@ -84,11 +86,12 @@ def contrast(differences: ArrayLike, level: float = 0.95) -> PairedContrast:
     )
     degrees = combined**2 / worth if worth > 0 else float(residual_degrees)
     standard_error = float(np.sqrt(combined / table.size))
-    return _by_student(estimate, standard_error, degrees, level)
+    counts = reader_count, int((~is_empty).sum())
+    return _by_student(estimate, standard_error, degrees, level, counts)
 
 
 def _by_student(
-    estimate: float, standard_error: float, degrees: float, level: float
+    estimate: float, standard_error: float, degrees: float, level: float, counts: tuple[int, int]
 ) -> PairedContrast:
     """Interval and p-value of an estimate by Student's t with so many degrees of freedom."""
     reach = float(stats.t.ppf(0.5 + level / 2, degrees)) * standard_error
@@ -97,6 +100,8 @@ def _by_student(
     if standard_error > 0:
         p_value = float(2 * stats.t.sf(abs(estimate) / standard_error, degrees))
     return PairedContrast(
+        readers=counts[0],
+        pairs=counts[1],
         estimate=estimate,
         standard_error=standard_error,
         degrees=float(degrees),
@@ -125,4 +130,4 @@ def contrast_of_readers(per_reader: ArrayLike, level: float = 0.95) -> PairedCon
     # One number a reader: what cases add to it is part of how readers differ.
     degrees = len(values) - 1
     estimate, standard_error = float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
-    return _by_student(estimate, standard_error, degrees, level)
+    return _by_student(estimate, standard_error, degrees, level, (len(values), 0))
