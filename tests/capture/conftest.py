@@ -1,6 +1,7 @@
 """A store with films in it, readers of it, and words that were "heard"."""
 
 import pytest
+from quick_passwords import quick_passwords
 from store_films import add_film, smooth_film
 
 pytest.importorskip("sqlalchemy", reason="thought capture needs the extra `serve`")
@@ -15,7 +16,9 @@ from cxr_jax.store import open_store
 @pytest.fixture
 def store(tmp_path):
     opened = open_store(tmp_path / "store", announce=str)
-    yield opened
+    # Who logs in here is not what these tests are about.
+    with quick_passwords():
+        yield opened
     opened.close()
 
 

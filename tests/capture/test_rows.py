@@ -1,5 +1,6 @@
 """Thoughts as rows: what `experiments/sft.py:files` reads, what is refused, and where each row is from."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -10,9 +11,17 @@ from store_films import add_film, smooth_film
 
 from cxr_jax.capture.__main__ import main
 from cxr_jax.capture.rows import ExportOptions, export
-from cxr_jax.data.sources import manifest
+from cxr_jax.config import schema
+from cxr_jax.config.sections import DataConfig
+from cxr_jax.data.sources import manifest, splits
 from cxr_jax.errors import UserError
+from cxr_jax.metrics import run_log
+from cxr_jax.runtime.layout import ONE_DEVICE
+from cxr_jax.runtime.run_folder import RunFolder
+from cxr_jax.runtime.signals import StoppedError
+from cxr_jax.sft import loop
 from cxr_jax.store import tables
+from cxr_jax.training import checks
 
 TEXT = "No pneumothorax. Left effusion."
 REPORT = "No pneumothorax is seen. There is a small left pleural effusion."
@@ -138,6 +147,52 @@ def test_films_of_an_evaluation_set_do_not_train(store, reader, think, tmp_path)
     assert made.refused[0].reason == f"its film is one of {tests}"
     with pytest.raises(UserError, match="no such folder"):
         export(store, ExportOptions(tests=(tmp_path / "none",)))
+
+
+class AfterTwoSteps:
+    """Stops a run as a signal would, after two steps."""
+
+    def __init__(self):
+        self.requested, self.unsaved, self.checks = None, None, 0
+
+    def check(self):
+        self.checks += 1
+        # Once before the first step, too.
+        if self.checks > 3:
+            raise StoppedError("SIGTERM")
+
+    def poll(self):
+        pass
+
+    beat = poll
+    unwatched = contextlib.nullcontext
+
+
+@pytest.mark.slow
+def test_rows_train(store, reader, think, tmp_path):
+    """By the preset and its own loop, on a random model: the loss is that of the thoughts' words."""
+    for seed in range(8):
+        think("Left effusion.", add_film(store, smooth_film(seed), reader))
+    rows = tmp_path / "rows.jsonl"
+    assert main(["export", str(store.folder), "-o", str(rows)]) == 0
+    config = schema.defaults("sft", "files")
+    config.model, config.steps, config.batch_size, config.log_every = "random:phantom", 4, 2, 1
+    config.locate_steps, config.locate_weight = 0, 0.0
+    config.data.update(
+        {"manifest": str(rows), "image_root": str(store.folder), "size": 56, "image_gate": "off"}
+    )
+    facts = checks.fingerprint(config.model, DataConfig.from_config(config))
+    opened = RunFolder(str(tmp_path / "run"), config.to_dict(), facts, may_change=())
+    ended = loop.run(config, opened, AfterTwoSteps(), ONE_DEVICE)
+    opened.close()
+    assert ended["step"] == 2
+    losses = [row["loss"] for row in run_log.read(tmp_path / "run") if "loss" in row]
+    assert losses and all(0 < loss < 20 for loss in losses)
+    # Nothing else was in the batches: their text is that of a thought.
+    made = splits.open_splits(DataConfig.from_config(config)).train
+    assert {row.target for row in made.rows} == {
+        "<think>Left effusion.</think><answer>Pleural Effusion</answer>"
+    }
 
 
 # ---- The command -----------------------------------------------------------------------------------

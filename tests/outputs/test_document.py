@@ -48,6 +48,12 @@ def phantom_reports():
     return reports
 
 
+@pytest.fixture(scope="module")
+def phantom_readings(phantom_reports):
+    """What the parser reads in the traces of all these reports: read once."""
+    return read_traces([report.trace for report in phantom_reports], "phantom")
+
+
 def test_a_completion_becomes_14_findings_with_states_sides_and_sentences():
     reading = build(
         "There is a small left pleural effusion. No pneumothorax. Possible right lower lobe pneumonia.",
@@ -89,22 +95,21 @@ def test_contradictions_are_found_and_hedges_are_none(trace, answer, kinds):
     assert {(entry["kind"], entry["label"]) for entry in found} == kinds
 
 
-def test_the_report_of_a_phantom_trace_says_what_the_trace_says(phantom_reports):
+def test_the_report_of_a_phantom_trace_says_what_the_trace_says(phantom_readings):
     # In the fields, not in a heap: every heading of the tour has its field.
-    readings = read_traces([report.trace for report in phantom_reports], "phantom")
-    fields = [
-        sections.from_trace(reading, "phantom") for reading in readings[:6] + readings[200:206]
-    ]
+    readings = phantom_readings[:6] + phantom_readings[200:206]
+    fields = [sections.from_trace(reading, "phantom") for reading in readings]
     back = read_traces([sections.compose(of_one) for of_one in fields], "phantom")
-    for reading, of_one, again in zip(readings[:6] + readings[200:206], fields, back, strict=True):
+    for reading, of_one, again in zip(readings, fields, back, strict=True):
         assert (again.states, again.sides) == (reading.states, reading.sides)
         assert all(of_one.values())
 
 
-def test_the_states_of_a_phantom_trace_are_the_facts_of_its_grammar(phantom_reports):
-    readings = read_traces([report.trace for report in phantom_reports], "phantom")
+def test_the_states_of_a_phantom_trace_are_the_facts_of_its_grammar(
+    phantom_reports, phantom_readings
+):
     wanted = {1: "present", -1: "uncertain", 0: "absent"}
-    for report, reading in zip(phantom_reports, readings, strict=True):
+    for report, reading in zip(phantom_reports, phantom_readings, strict=True):
         states = report_writer.label_states(report.facts)
         said = dict(zip(CHEXPERT_14, reading.states, strict=True))
         for label, state in states.items():
