@@ -41,7 +41,9 @@ def room(place, engine=None, **settings):
     state.store = open_store(place, announce=str)
     state.auth = Auth(state.settings, state.store)
     try:
-        with TestClient(create_app(state), base_url=BASE_URL) as client:
+        # From this machine, as a browser on it comes, or a proxy.
+        peer = ("127.0.0.1", 50_000)
+        with TestClient(create_app(state), base_url=BASE_URL, client=peer) as client:
             client.state, client.store = state, state.store
             take_token(client)
             yield client

@@ -10,7 +10,7 @@ import { Signing } from "./signing.js";
 import { openSession, request } from "./server.js";
 import { IdleWatch, leavePage } from "./leaving.js";
 
-const GATE_WORDS = { ok: "film accepted", warned: "film accepted with a doubt", refused: "not read as a chest film" };
+const GATE_WORDS = { ok: "film accepted", warned: "accepted with a doubt", refused: "refused" };
 
 class Room {
   constructor(session, about) {
