@@ -30,7 +30,17 @@ flags.FLAGS.mark_as_parsed()  # code under test may read flags that no command l
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
 
+# What the garbage collector waits for. By its own numbers it walks all that JAX has traced every few seconds.
+NEW_OBJECTS = 50_000
+
 MOST_MEMORY = 5 * 2**30  # of a process of tests, where those of the next file may be any
+
+
+def pytest_collection_finish():
+    """Libraries and collected tests stay to the end: the collector does not walk them again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(NEW_OBJECTS, 10, 10)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -17,6 +17,7 @@ logits within 7.7e-5.
 import argparse
 import dataclasses
 import functools
+import gc
 import itertools
 import json
 import os
@@ -220,6 +221,7 @@ def run(seeds: range, loop_every: int, jobs: int, family: str):
             case = cases.draw(seed, family)
             return compare(case, load(case, folder / str(seed)), ref, seed % loop_every == 0)
 
+        gc.freeze()  # the libraries, which each collection would walk
         source = references(seeds, folder / "reference", family)
         for i in itertools.count():
             part = list(itertools.islice(source, CHUNK))
