@@ -130,6 +130,15 @@ def test_page_says_what_has_no_answer(some, time_of_some, without_models):
     assert "time: no reading was timed" in make_page(PROTOCOL, document | bare)
 
 
+def test_one_known_finding_is_enough_and_planted_films_stand_apart(whole):
+    assert rows.any_truth([1, None]) == 1 and rows.any_truth([0, 0]) == 0
+    assert rows.any_truth([0, None]) is None
+    found = endpoints.areas(PROTOCOL, whole)
+    assert (found["any"]["positives"], found["any"]["negatives"]) == (12, 12)
+    # A third of the films is planted: fewer than ten of a kind are left, and refused.
+    assert found["any, no plants"]["positives"] == 8 and "refused" in found["any, no plants"]
+
+
 # ---- Split studies ---------------------------------------------------------------------------------
 
 

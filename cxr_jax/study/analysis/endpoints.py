@@ -15,7 +15,7 @@ from cxr_jax.study.analysis.contrasts import (
     wald,
     with_readers_at_random,
 )
-from cxr_jax.study.analysis.rows import Row
+from cxr_jax.study.analysis.rows import Row, any_truth
 from cxr_jax.study.protocol import Protocol
 from cxr_jax.study.statistics import crossed, mixed_time, ordinal, orh
 
@@ -271,10 +271,17 @@ def areas(protocol: Protocol, rows: Sequence[Row]) -> Result:
         ratings = [reading[f"rating_{label_name}"] for label_name in labels]
         truths = [reading[f"truth_{label_name}"] for label_name in labels]
         reading["rating_any"] = None if None in ratings else max(ratings)
-        reading["truth_any"] = None if None in truths else max(truths)
+        reading["truth_any"] = any_truth(truths)
     result: Result = {}
-    for label_name in (*labels, "any"):
-        used_rows = [reading for reading in signed if reading[f"truth_{label_name}"] is not None]
+    for name in (*labels, "any", "any, no plants"):
+        label_name = name.partition(",")[0]
+        # Planted films are worse by design; without them it is the AI's own doing.
+        used_rows = [
+            reading
+            for reading in signed
+            if reading[f"truth_{label_name}"] is not None
+            and not (name != label_name and reading["planted"])
+        ]
         # A label that is uncertain in the reference counts for no AUC.
         truth_of = {reading["case"]: bool(reading[f"truth_{label_name}"]) for reading in used_rows}
         truth = np.array([truth_of[case] for case in sorted(truth_of)])
@@ -296,7 +303,7 @@ def areas(protocol: Protocol, rows: Sequence[Row]) -> Result:
             label_result["delong_f"] = orh.compare_arms(scores, of_kept, method="delong").f_value
         except UserError as error:
             label_result["refused"] = str(error)
-        result[label_name] = label_result
+        result[name] = label_result
     return result
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cxr_jax.study.analysis.rows import Row
+from cxr_jax.study.analysis.rows import Row, any_truth
 from cxr_jax.study.protocol import Protocol
 
 _SCRIPT = Path(__file__).parents[1] / "templates" / "analysis.R"
@@ -13,10 +13,10 @@ def _any_score(reading: Row, labels: Sequence[str]) -> tuple[float, int] | None:
     """Largest suspicion and whether any label is so; None where something is not known."""
     # Any missing one would make the largest of the others look like an answer.
     ratings = [reading[f"rating_{label_name}"] for label_name in labels]
-    truths = [reading[f"truth_{label_name}"] for label_name in labels]
-    if None in ratings or None in truths:
+    truth = any_truth([reading[f"truth_{label_name}"] for label_name in labels])
+    if None in ratings or truth is None:
         return None
-    return max(ratings), max(truths)
+    return max(ratings), truth
 
 
 def imrmc(protocol: Protocol, rows: Sequence[Row]) -> str:

@@ -144,6 +144,14 @@ def _truth_of(sealed_case: SealedCase, label_name: str) -> int | None:
     return int(state == PRESENT)
 
 
+def any_truth(truths: Sequence[int | None]) -> int | None:
+    """Tell whether any of several labels is so; None where none is known to be, and one is not known."""
+    # One that is so is enough, whatever nobody knows of the others.
+    if 1 in truths:
+        return 1
+    return None if None in truths else 0
+
+
 def _times(folder: StudyFolder, task_record: TaskRecord) -> Row:
     """Active and wall seconds, and whether the two clocks agree."""
     speed = folder.protocol.clock_speed

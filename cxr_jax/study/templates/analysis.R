@@ -73,8 +73,8 @@ if (all(c("labels", "full") %in% arms)) {
   e <- d[d$planted == 1 & d$arm %in% c("labels", "full") & !is.na(d$detected_label), ]
   e$full <- as.integer(e$arm == "full")
   shares <- tapply(e$detected_label, e$full, mean)
-  say("detection.gap", shares[["1"]] - shares[["0"]])
-  if (all(shares > 0 & shares < 1)) {
+  if (length(shares) == 2) say("detection.gap", shares[["1"]] - shares[["0"]])
+  if (length(shares) == 2 && all(shares > 0 & shares < 1)) {
     # Its usual tolerance stops 1e-3 short of the optimum where a variance is nothing.
     m <- suppressMessages(glmer(detected_label ~ full + (1 | reader) + (1 | case), e,
       family = binomial, control = glmerControl(tolPwrss = 1e-10)))
@@ -108,7 +108,8 @@ obuchowski_rockette <- function(score, truth) { # [arms, readers, cases]
   c(F, df2, pf(F, T - 1, df2, lower.tail = FALSE), M)
 }
 d$rating_any <- apply(d[paste0("rating_", labels)], 1, max)
-d$truth_any <- apply(d[paste0("truth_", labels)], 1, max)
+# One label that is so is enough, whatever nobody knows of the others.
+d$truth_any <- apply(d[paste0("truth_", labels)], 1, function(x) if (1 %in% x) 1 else max(x))
 for (label in c(labels, "any")) {
   u <- d[!is.na(d[[paste0("truth_", label)]]) & !is.na(d[[paste0("rating_", label)]]), ]
   score <- tapply(u[[paste0("rating_", label)]], list(u$arm, u$reader, u$case), mean)
