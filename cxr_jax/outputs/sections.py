@@ -7,11 +7,14 @@ parted at all stands there whole.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from cxr_jax.data.traces import tour
-from cxr_jax.labels.sentences import Claim
 from cxr_jax.labels.taxonomy import NEGATIVE, POSITIVE, UNCERTAIN
-from cxr_jax.outputs.trace_sentences import TraceReading, TraceSentence, read_traces
+
+# What reads is loaded where something is read: pages need the form alone, and a server of them no JAX.
+if TYPE_CHECKING:
+    from cxr_jax.outputs.trace_sentences import TraceReading, TraceSentence
 
 # The one form for reports of every origin, in its order: key -> what its field is called.
 FIELDS = {
@@ -64,7 +67,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 _STATES = {"present": POSITIVE, "uncertain": UNCERTAIN, "absent": NEGATIVE}
 
 
-def from_trace(reading: TraceReading, words: str = "films") -> dict[str, str]:
+def from_trace(reading: "TraceReading", words: str = "films") -> dict[str, str]:
     """Put the sentences of a trace into the fields of a report.
 
     Args:
@@ -74,6 +77,8 @@ def from_trace(reading: TraceReading, words: str = "films") -> dict[str, str]:
     Returns:
         Text of each field of FIELDS, "" where nothing is said. `read` of it gives the states and sides of `reading`.
     """
+    from cxr_jax.outputs.trace_sentences import read_traces
+
     # The number of a point in a list is no sentence of a report.
     sentences = [sentence for sentence in reading.sentences if _LETTER.search(sentence.text)]
     candidates = [
@@ -91,8 +96,10 @@ def from_trace(reading: TraceReading, words: str = "films") -> dict[str, str]:
     return candidates[-1]
 
 
-def read(fields: Mapping[str, str], words: str = "films") -> TraceReading:
+def read(fields: Mapping[str, str], words: str = "films") -> "TraceReading":
     """Read a report by its fields: each sentence under the heading of its field."""
+    from cxr_jax.outputs.trace_sentences import read_traces
+
     return read_traces([compose(fields)], words)[0]
 
 
@@ -132,7 +139,7 @@ def _names_side(piece: str) -> bool:
     return any(tour.has_side(piece, section) for section in (tour.RIGHT_LUNG, tour.LEFT_LUNG))
 
 
-def _placed(sentence: TraceSentence, with_heading: bool) -> tuple[Sequence[str], str]:
+def _placed(sentence: "TraceSentence", with_heading: bool) -> tuple[Sequence[str], str]:
     """The fields that a sentence belongs in, and its text there."""
     # Its own heading says best where it belongs.
     found = _HEADING.match(sentence.text)
@@ -145,7 +152,9 @@ def _placed(sentence: TraceSentence, with_heading: bool) -> tuple[Sequence[str],
     return _by_words(sentence), sentence.text
 
 
-def _by_words(sentence: TraceSentence) -> Sequence[str]:
+def _by_words(sentence: "TraceSentence") -> Sequence[str]:
+    from cxr_jax.labels.sentences import Claim
+
     # As the tour of traces asks for them: a claim for each side.
     claims = [
         Claim(claim.label, _STATES[claim.state], side)

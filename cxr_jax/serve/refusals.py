@@ -5,11 +5,18 @@ Under /v1 errors have OpenAI's form, {"error": {"message", "type", "param", "cod
 logged by clients.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
+
+from cxr_jax.errors import UserError, printable
+
+_LOG = logging.getLogger(__name__)
 
 # What OpenAI's clients and its documentation call the kinds of errors.
 _TYPES = {
@@ -26,7 +33,7 @@ _TYPES = {
 
 
 class RefusedError(HTTPException):
-    """A request that is not served; any router may raise it, `app.create_app` turns it into the answer.
+    """A request that is not served; any router may raise it, `add_error_handlers` turns it into the answer.
 
     Attributes:
         status: of HTTP, 4xx or 503.
@@ -76,3 +83,43 @@ def error_response(error: RefusedError, path: str) -> JSONResponse:
     return JSONResponse(
         error_body(error, is_openai=is_openai), status_code=error.status, headers=error.headers
     )
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Give every error one of the two forms, and nobody a traceback."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RefusedError)
+        return error_response(error, request.url.path)
+
+    # What the readers of images and texts refuse is the client's to mend.
+    async def bad_input(request: Request, error: Exception) -> Response:
+        return error_response(RefusedError(400, printable(error)), request.url.path)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        # Where it is and what is wrong with it, but not what it is: pydantic would repeat the client's input.
+        place = ".".join(str(part) for part in first["loc"][1:]) or None
+        return error_response(RefusedError(400, str(first["msg"]), place), request.url.path)
+
+    # A path that is not there, a method that a path does not have.
+    async def of_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        refusal = RefusedError(
+            error.status_code, str(error.detail), headers=dict(error.headers or {})
+        )
+        return error_response(refusal, request.url.path)
+
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        # The type alone: a message could hold what a client sent.
+        _LOG.error("a request failed: %s", type(error).__name__)
+        failure = RefusedError(500, "the server failed on this request")
+        return error_response(failure, request.url.path)
+
+    # From the most special to the rest; FastAPI looks for the nearest class.
+    app.add_exception_handler(RefusedError, refused)
+    app.add_exception_handler(UserError, bad_input)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(Exception, unforeseen)

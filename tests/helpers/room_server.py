@@ -18,9 +18,8 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.outputs import sections
-from cxr_jax.serve.app import add_error_handlers
 from cxr_jax.serve.limits import BodyGuard, Limits
-from cxr_jax.serve.refusals import RefusedError
+from cxr_jax.serve.refusals import RefusedError, add_error_handlers
 from cxr_jax.serve.room import images, pages, pixels
 from cxr_jax.serve.security import SecurityGuard
 from cxr_jax.serve.state import Capabilities, ServerSettings

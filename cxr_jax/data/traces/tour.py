@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from cxr_jax.labels.lexicon import SIDELESS
-from cxr_jax.labels.sentences import Claim
+
+if TYPE_CHECKING:
+    from cxr_jax.labels.sentences import Claim
 
 # Names that other files ask for.
 RIGHT_LUNG, LEFT_LUNG, LUNGS, ELSEWHERE = "Right lung", "Left lung", "Lungs", "Elsewhere"
@@ -105,7 +108,7 @@ _SIDE_WORDS = {
 _BOTH_WORDS = re.compile(r"\b(?:bilateral\w*|both|bi-?basilar|bibasal|biapical)\b", re.IGNORECASE)
 
 
-def place(sentence: str, claims: Iterable[Claim]) -> str:
+def place(sentence: str, claims: "Iterable[Claim]") -> str:
     """Say where a sentence belongs: by the thing that it names first, else by the place; else it is of the whole film.
 
     Args:
@@ -141,7 +144,7 @@ def has_side(sentence: str, section: str) -> bool:
     )
 
 
-def _lung(sentence: str, claims: Iterable[Claim]) -> str:
+def _lung(sentence: str, claims: "Iterable[Claim]") -> str:
     """One lung, where a sentence speaks of that one alone in every word; else both."""
     sides = {claim.side for claim in claims if claim.label not in SIDELESS}
     side_words = {
