@@ -41,7 +41,7 @@ async function next() {
   try {
     following = await request("GET", "/study/next");
   } catch (error) {
-    return card(error.status === 423 ? "Not yet" : "Stopped", plain(error.message, 300), null);
+    return stopped(error);
   }
   byId("stamp").hidden = !following.simulated;
   if (following.kind === "done") return card("Done", "You have read everything. Thank you.", null);
@@ -50,8 +50,8 @@ async function next() {
   if (following.kind === "questionnaire") return questionnaire(following);
   const kind = following.practice ? " (practice)" : "";
   byId("place").textContent = `Session ${following.session} of ${following.sessions}, film ${following.position} of ${following.of}${kind}`;
-  const open = () => openTask(following).catch(say);
-  if (!following.card) return open();
+  const open = () => openTask(following);
+  if (!following.card) return open().catch(stopped);
   const practice = following.practice ? " The first of them is practice and counts for nothing." : "";
   const errors = following.shows.length ? " The AI makes mistakes: hold what it says against the film." : "";
   card(NAMES[following.shows.join(" ")] ?? following.shows.join(", "), `The form is the same for all films.${practice}${errors} Time counts until you sign; B pauses it.`, open);
@@ -89,7 +89,8 @@ function filmOf({ rows, columns }) {
 
 // ---- Saving ----------------------------------------------------------------------------------------
 
-const binding = () => ({ page: task.page, shown_sha256: task.shown });
+// Of the task that a request was made for: by the time it is sent another may be shown.
+const binding = ({ page, shown }) => ({ page, shown_sha256: shown });
 
 function saveSoon() {
   if (!task) return;
@@ -103,10 +104,15 @@ async function save() {
   const mine = task;
   if (!mine || mine.isOver) return;
   clearTimeout(mine.timer);
-  if (mine.saving) await mine.saving.catch(() => {});
-  const body = { ...binding(), idem_key: newName(), version: mine.version, answer: mine.form.answer() };
-  mine.saving = insist("POST", `${mine.path}/answer`, body);
-  const saved = await mine.saving;
+  // One after the other, however many wait: each is made from the version that the one before it has become.
+  mine.saving = (mine.saving ?? Promise.resolve()).catch(() => {}).then(() => put(mine));
+  await mine.saving;
+}
+
+async function put(mine) {
+  if (mine.isOver) return;
+  const body = { ...binding(mine), idem_key: newName(), version: mine.version, answer: mine.form.answer() };
+  const saved = await insist("POST", `${mine.path}/answer`, body);
   mine.version = saved.version;
   byId("saved").textContent = `saved ${new Date().toLocaleTimeString()}`;
 }
@@ -127,44 +133,56 @@ function sendEvents(path, page, events) {
   return insist("POST", `${path}/events`, { page, idem_key: newName(), events });
 }
 
-async function sign() {
+/**
+ * Sign or skip the film that is shown, once: keys repeat, buttons are pressed twice, and the next film comes quickly.
+ * `ask` gives what is sent beside the answer, or null as long as something is missing; `send` sends it.
+ */
+async function end(ask, send) {
   const mine = task;
-  // Once: keys repeat, and buttons are pressed twice.
-  if (!mine || mine.isSigning || document.body.classList.contains("paused")) return;
-  const missing = mine.form.missing();
-  byId("remark").textContent = missing && `Not signed yet: ${missing}.`;
-  if (missing) return;
-  mine.isSigning = true;
+  if (!mine || mine.isEnding || document.body.classList.contains("paused")) return;
+  const more = ask(mine);
+  if (!more) return;
+  // What is being signed does not change any more, however long the connection takes.
+  mine.isEnding = byId("reading").inert = true;
   try {
-    mine.clock.tell("sign");
     await save();
-    await mine.clock.flush();
-    const body = { ...binding(), idem_key: newName(), version: mine.version, ...mine.form.signature() };
-    const signed = await insist("POST", `${mine.path}/sign`, body);
-    leave(mine);
-    if (signed.items.length) return rate(mine.id, signed.items);
-    await next();
+    await send(mine, more);
   } finally {
-    mine.isSigning = false;
+    mine.isEnding = false;
+    if (task === mine) byId("reading").inert = false;
   }
 }
+
+function signature(mine) {
+  const missing = mine.form.missing();
+  byId("remark").textContent = missing && `Not signed yet: ${missing}.`;
+  if (missing) return null;
+  mine.clock.tell("sign");
+  return mine.form.signature();
+}
+
+const sign = () => end(signature, async (mine, more) => {
+  await mine.clock.flush();
+  const body = { ...binding(mine), idem_key: newName(), version: mine.version, ...more };
+  const signed = await insist("POST", `${mine.path}/sign`, body);
+  leave(mine);
+  if (signed.items.length) return rate(mine.id, signed.items);
+  await next();
+});
+
+const skip = () => end(() => prompt("Why can this film not be judged?"), async (mine, reason) => {
+  await insist("POST", `${mine.path}/skip`, { ...binding(mine), idem_key: newName(), reason });
+  leave(mine);
+  await next();
+});
 
 /** Let a task go: nothing of it is saved or timed any more. */
 function leave(mine) {
   mine.isOver = true;
   clearTimeout(mine.timer);
   mine.clock.stop();
+  byId("reading").inert = false;
   task = null;
-}
-
-async function skip() {
-  const reason = prompt("Why can this film not be judged?");
-  const mine = task;
-  if (!reason || !mine) return;
-  await save();
-  await insist("POST", `${mine.path}/skip`, { ...binding(), idem_key: newName(), reason });
-  leave(mine);
-  await next();
 }
 
 // ---- Cards -----------------------------------------------------------------------------------------
@@ -172,10 +190,26 @@ async function skip() {
 function card(title, text, go) {
   byId("reading").hidden = true;
   byId("card").hidden = false;
-  const button = go && make("button", { className: "main-action", text: "Go on", type: "button", on: { click: go } });
-  replace(byId("card"), make("h1", { text: title }), make("p", { text }), button);
+  const remark = make("p", { role: "alert" });
+  const press = () => {
+    // Once: a second click would open the film in a second tab of this page.
+    button.disabled = true;
+    go().catch((error) => {
+      button.disabled = false;
+      remark.textContent = plain(error.message, 300);
+    });
+  };
+  const button = go && make("button", { className: "main-action", text: "Go on", type: "button", on: { click: press } });
+  replace(byId("card"), make("h1", { text: title }), make("p", { text }), button, remark);
   button?.focus();
   stepDone();
+}
+
+/** Say what has stopped the reader, and offer to ask again where that may help. */
+function stopped(error) {
+  if (error.status === 401) return location.assign("/login");
+  const mayHelp = [OFFLINE, 409].includes(error.status);
+  card(error.status === 423 ? "Not yet" : "Stopped", plain(error.message, 300), mayHelp ? next : null);
 }
 
 /** Questions with a button that sends them once all are answered, and once only. */
@@ -236,7 +270,7 @@ function questionnaire({ session, tlx, sus }) {
 function say(error) {
   byId("remark").textContent = plain(error.message, 300);
   // Another tab has the task, or it is done: only the server knows what comes now.
-  if (error.status === 409) card("Stopped", plain(error.message, 300), () => next().catch(say));
+  if (error.status === 409) stopped(error);
 }
 
 // ---- Keys and mouse --------------------------------------------------------------------------------
@@ -251,7 +285,9 @@ function pause() {
 let isFlagging = false;
 let zoomTimer = null;
 document.addEventListener("keydown", (event) => {
-  if (!task) return;
+  // A key that is held, or that signs, presses no button of the card that comes next.
+  if (event.key === "Enter" && (event.repeat || event.ctrlKey) && event.target.tagName === "BUTTON") event.preventDefault();
+  if (!task || task.isEnding) return;
   task.clock.input();
   if (event.ctrlKey && event.key === "Enter") return void sign().catch(say);
   if (event.altKey && event.key.toLowerCase() === "a") return void (event.preventDefault(), task.form.restAbsent());
