@@ -154,6 +154,8 @@ class Protocol(BaseModel):
         default=0.3, ge=0, le=0.8
     )  # readers are told that there are errors, not how many
     plant_kinds: tuple[PlantKind, ...] = PLANT_KINDS
+    # Of phantom cases have each of the labels below: of 60 cases twelve, and an AUC asks for ten.
+    label_share: float = Field(default=0.2, ge=0, le=0.5)
     suspicion_labels: tuple[str, ...] = (
         "Cardiomegaly",
         "Edema",

@@ -1,9 +1,11 @@
 """How often the study's tests are wrong: null studies that reject, and intervals that hold what was put in.
 
-    python tests/oracle/study_rates.py [--null=200] [--coverage=300] [--models]
+    python tests/oracle/study_rates.py [--null=200] [--coverage=300] [--models] [--power=20]
 
 Prints the share of null studies (all arms alike) that reject at .05 and the coverage of the 95 % interval of log time,
 full less manual, over studies of 6 readers and 60 cases. `--models` also fits confidence and detection (seconds each).
+`--power` asks of the default effects, for several designs, how often each interval of the report holds what was put in,
+and how often it leaves the null out: what a demonstration of one seed can be expected to show.
 """
 
 import argparse
@@ -23,13 +25,56 @@ def _time(conduct):
     return paired.contrast(conduct.log_seconds[2] - conduct.log_seconds[0])
 
 
-def _model_p(outcome, tables, random_shape):
-    arm, reader, case = (index.ravel() for index in np.indices(random_shape))
+def _fit(outcome):
+    arm, reader, case = (index.ravel() for index in np.indices(outcome.shape))
     fixed = (arm == 1).astype(float)[:, None]
-    fit = ordinal.fit_ordinal(outcome.ravel(), fixed, [reader, case])
+    return ordinal.fit_ordinal(outcome.ravel(), fixed, [reader, case])
+
+
+def _model_p(outcome):
     from scipy import stats
 
+    fit = _fit(outcome)
     return 2 * stats.norm.sf(abs(fit.effects[0] / fit.effect_errors[0]))
+
+
+def _intervals(conduct, planted, resamples):
+    """Each interval that a report of the study would have, with what was put in and the null."""
+    fit = _fit(conduct.confidence[1:])
+    estimate, error = float(fit.effects[0]), float(fit.effect_errors[0])
+    caught = conduct.caught[:, :, :planted].astype(float)
+    [gap] = crossed.crossed_bootstrap(
+        caught, [crossed.mean_difference(2, 1)], resamples=resamples, seed=1
+    )
+    gap_paired = paired.contrast(caught[2] - caught[1])
+    time = _time(conduct)
+    return {
+        "time": (time.low, time.high, TRUE),
+        "confidence": (estimate - 1.96 * error, estimate + 1.96 * error, 0.9),
+        "detection, bootstrap": (gap.low, gap.high, 0.35),
+        "detection, paired": (gap_paired.low, gap_paired.high, 0.35),
+    }
+
+
+def _power(studies, resamples=1000):
+    designs = ((6, 24, 0.3), (6, 60, 0.3))
+    for readers, cases, share in designs:
+        planted, abnormal = round(share * cases), np.arange(cases) % 2 == 0
+        outcomes = {}
+        for seed in range(studies):
+            conduct = behaviour.draw_conduct(
+                behaviour.Effects(), ARMS, readers, abnormal, [3, seed]
+            )
+            for name, (low, high, true) in _intervals(conduct, planted, resamples).items():
+                outcomes.setdefault(name, []).append((low <= true <= high, low > 0 or high < 0))
+        told = "; ".join(
+            f"{name}: holds the truth {sum(held for held, _ in rows)}, leaves out 0 "
+            f"{sum(left_out for _, left_out in rows)}"
+            for name, rows in outcomes.items()
+        )
+        print(
+            f"{readers} readers, {cases} cases, {planted} planted, of {studies}: {told}", flush=True
+        )
 
 
 def main():
@@ -37,8 +82,11 @@ def main():
     parser.add_argument("--null", type=int, default=200)
     parser.add_argument("--coverage", type=int, default=300)
     parser.add_argument("--models", action="store_true")
+    parser.add_argument("--power", type=int, default=0)
     args = parser.parse_args()
     abnormal = np.arange(CASES) % 2 == 0
+    if args.power:
+        return _power(args.power)
 
     rejected = {}
     for seed in range(args.null):
@@ -49,9 +97,9 @@ def main():
         found["detection, paired"] = paired.contrast(caught[2] - caught[1]).p_value
         if args.models:
             confidence = conduct.confidence[1:]
-            found["H2 confidence"] = _model_p(confidence, None, confidence.shape)
+            found["H2 confidence"] = _model_p(confidence)
             detection = conduct.caught[1:, :, :PLANTED].astype(int)
-            found["H3 detection"] = _model_p(detection, None, detection.shape)
+            found["H3 detection"] = _model_p(detection)
             reliance = paired.contrast(caught[0] - caught[2]).one_sided(0.10, -1)
             primary = {
                 "H1": found["H1 time"],

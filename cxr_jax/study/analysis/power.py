@@ -39,7 +39,8 @@ def power_lines(
     ]
     ratio = np.exp([study["time"].estimate for study in outcomes])
     lines = [
-        f"{protocol.readers} readers, {number} cases, {study_count} simulated studies, alpha {protocol.alpha}"
+        f"{protocol.readers} readers, {number} cases, {_planted(protocol, int(number))} of them with a planted "
+        f"error, {study_count} simulated studies, alpha {protocol.alpha}"
     ]
     for name, direction in (("time", -1), ("confidence", 1), ("detection", 1)):
         seen = [_is_seen(study.get(name), direction, protocol.alpha) for study in outcomes]
@@ -50,6 +51,11 @@ def power_lines(
         "to either side"
     )
     return lines
+
+
+def _planted(protocol: Protocol, case_count: int) -> int:
+    """How many cases have a planted error; a contrast needs two."""
+    return max(2, round(protocol.plant_share * case_count))
 
 
 def _is_seen(found: paired.PairedContrast | None, direction: int, alpha: float) -> bool:
@@ -74,7 +80,7 @@ def _one_study(
         difference = table[protocol.arms.index(after)] - table[protocol.arms.index(before)]
         # Planted errors are in a share of the cases only.
         if name == "detection":
-            difference = difference[:, : max(2, round(protocol.plant_share * case_count))]
+            difference = difference[:, : _planted(protocol, case_count)]
         outcomes[name] = paired.contrast(difference)
     if "time" not in outcomes:
         raise UserError("power: the arms manual and full are needed")

@@ -16,17 +16,17 @@ from cxr_jax.study.page.report import make_page
 ANALYSIS, REPORT, ROWS, SCRIPT = "analysis.json", "report.html", "rows.csv", "analysis.R"
 
 
-def analyse(study_path: Path) -> list[str]:
+def analyse(place: str | Path) -> list[str]:
     """Write analysis.json, report.html, rows.csv and analysis.R into the study's folder.
 
     Raises:
         UserError: for a study that is not unblinded.
         RunFailedError: if a reading was never signed, so there is nothing to analyse.
     """
-    with open_study(study_path) as study:
+    with open_study(place) as study:
         study.need_state("unblinded")
         if not any(record.state == "signed" for record in study.ledger.tasks.values()):
-            raise RunFailedError(f"{study_path}: no reading was signed")
+            raise RunFailedError(f"{study.folder.path}: no reading was signed")
         # Everything is computed before anything is written.
         analysis = analyse_study(study.folder, study.store, study.ledger)
         document = analysis.document
@@ -38,7 +38,7 @@ def analyse(study_path: Path) -> list[str]:
             ANALYSIS: json.dumps(document, indent=2, allow_nan=False) + "\n",
         }
         for file_name, text in files.items():
-            write_text(study_path / file_name, text)
+            write_text(study.folder.path / file_name, text)
         study.append(
             "study.analysed",
             {
@@ -57,16 +57,23 @@ def analyse(study_path: Path) -> list[str]:
             f"[{hypothesis['low']:.3f}, {hypothesis['high']:.3f}], p {hypothesis['p_value']:.2g}, "
             f"Holm {hypothesis['p_holm']:.2g}"
         )
-    return [*lines, f"{study_path / ANALYSIS}", f"{study_path / REPORT}"]
+        # Its p value is the larger of two, which the interval before it does not show.
+        if gap := hypothesis.get("over_reliance_gap"):
+            lines.append(
+                f"   of two parts: detection, p {hypothesis['p_detection']:.2g}; planted errors in signed reports, "
+                f"full - manual {gap['estimate']:.3f} [{gap['low']:.3f}, {gap['high']:.3f}], "
+                f"p {hypothesis['p_over_reliance']:.2g}"
+            )
+    return [*lines, f"{study.folder.path / ANALYSIS}", f"{study.folder.path / REPORT}"]
 
 
-def export(study_path: Path, form: str, out: Path | None) -> list[str]:
+def export(place: str | Path, form: str, out: Path | None) -> list[str]:
     """Write the readings in a form that other programs read.
 
     Raises:
         UserError: for a study that is not unblinded, or a form that has no rows.
     """
-    with open_study(study_path) as study:
+    with open_study(place) as study:
         study.need_state("unblinded")
         # From the chain again, not from an earlier file.
         rows = make_rows(study.folder, study.store, study.ledger, study.folder.read_sealed())
@@ -80,9 +87,9 @@ def export(study_path: Path, form: str, out: Path | None) -> list[str]:
         }
         text = makers[form]()
         if not text:
-            raise UserError(f"{study_path}: no reading was signed")
+            raise UserError(f"{study.folder.path}: no reading was signed")
         suffixes = {"csv": "csv", "imrmc": "imrmc", "mrmcaov": "mrmcaov.csv", "r": "R"}
-        target = out or study_path / f"{study.protocol.name}.{suffixes[form]}"
+        target = out or study.folder.path / f"{study.protocol.name}.{suffixes[form]}"
         write_text(target, text)
         head = study.store.head()
         # What left the house, with the head that the chain had: a later chain without it has lost its tail.

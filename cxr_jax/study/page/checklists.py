@@ -16,7 +16,7 @@ def checklists(protocol: Protocol, document: dict[str, Any]) -> list[tuple[str, 
     # A manifest is the authors' own: only they know where it is from.
     film_source = "synthetic phantoms" if protocol.cases.startswith("phantom") else OPEN
     readers = "programs (simulated)" if protocol.simulated else OPEN
-    planted = f"{protocol.plant_share:.0%} of the cases, kinds {', '.join(protocol.plant_kinds)}"
+    planted = f"planted in {protocol.plant_share:.0%} of the cases, kinds {', '.join(protocol.plant_kinds)}"
     sealed = f"protocol and truth sealed before the first sitting, sha256 {document['seal_sha256'][:12]}.."
     return [
         ("CLAIM", "Study design", document["first_line"]),
@@ -26,16 +26,16 @@ def checklists(protocol: Protocol, document: dict[str, Any]) -> list[tuple[str, 
         (
             "CLAIM",
             "Statistical measures and their uncertainty",
-            "below; 95 % intervals, readers and cases at random",
+            "above; 95 % intervals, readers and cases at random",
         ),
-        ("CLAIM", "Flow of cases", f"{allocated} readings allocated, {signed} signed; table below"),
+        ("CLAIM", "Flow of cases", f"{allocated} readings allocated, {signed} signed; table above"),
         ("CLAIM", "Robustness", "idle time trimmed; model without reader by arm; order effects"),
         ("DECIDE-AI", "Intended use and users", OPEN),
         ("DECIDE-AI", "Who the readers are, their experience", readers),
         (
             "DECIDE-AI",
             "Training of the readers",
-            f"{protocol.practice_per_block} practice films before each block",
+            f"practice films before each block: {protocol.practice_per_block}",
         ),
         ("DECIDE-AI", "How AI output is shown", "; ".join(protocol.arms)),
         ("DECIDE-AI", "Errors of the AI and what they led to", planted),
