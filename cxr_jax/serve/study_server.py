@@ -1,6 +1,6 @@
 """A server of one reader study and of nothing else: no model, no engine, since a study's readings are frozen.
 
-    python -m cxr_jax.serve.study_server FOLDER [--port=0] [--host=127.0.0.1]
+    python -m cxr_jax.serve.study_server STUDY [--port=0] [--host=127.0.0.1] [--public_host=NAME]
 
 `python -m cxr_jax.serve --store=FOLDER --study=NAME` is the same server. A study is never served beside the room: who
 could ask the model in another tab would have no arm without it.
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fastapi import FastAPI, Response
 from starlette.responses import RedirectResponse
@@ -19,10 +18,10 @@ from starlette.responses import RedirectResponse
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.errors import exit_code, printable
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
-from cxr_jax.serve import app as room_app
 from cxr_jax.serve import auth, study_routes
 from cxr_jax.serve.limits import BodyGuard
 from cxr_jax.serve.metrics import Metrics
+from cxr_jax.serve.refusals import add_error_handlers
 from cxr_jax.serve.room import pages
 from cxr_jax.serve.security import SecurityGuard
 from cxr_jax.serve.server import (
@@ -74,7 +73,7 @@ def create_study_app(state: ServerState) -> FastAPI:
         """Say that it answers; there is nothing to load."""
         return {"status": "ready"}
 
-    room_app.add_error_handlers(application)
+    add_error_handlers(application)
     # The last one added stands outermost, as in the room.
     application.add_middleware(BodyGuard, limits=state.settings.limits)
     application.add_middleware(SecurityGuard, settings=state.settings)
@@ -113,9 +112,15 @@ def serve(settings: ServerSettings) -> int:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the flags. Raises UserError for bad usage."""
     parser = ArgumentParser("cxr_jax.serve.study_server", description=__doc__)
-    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("study", metavar="STUDY", help="its folder, or the URL of its database")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument(
+        "--public_host",
+        action="append",
+        default=[],
+        help="a name by which readers' machines know this server; any number of times",
+    )
     return parser.parse_args(argv)
 
 
@@ -124,9 +129,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def action() -> int:
         args = parse_args(argv)
-        name = StudyFolder(args.folder).protocol.name
+        folder = StudyFolder.at(args.study)
         settings = ServerSettings(
-            host=args.host, port=args.port, store=str(args.folder), study=name
+            host=args.host,
+            port=args.port,
+            store=folder.store_place,
+            study=folder.protocol.name,
+            public_hosts=tuple(args.public_host),
         )
         return serve(settings)
 

@@ -2,7 +2,7 @@
 
 from cxr_jax.store.chain import Event, Head, canonical_json, parse_head, sha256_of, utc_now
 from cxr_jax.store.core import Transaction
-from cxr_jax.store.store import Store, open_store
+from cxr_jax.store.store import Store, folder_of, open_store
 from cxr_jax.store.verifying import Problem
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Store",
     "Transaction",
     "canonical_json",
+    "folder_of",
     "open_store",
     "parse_head",
     "sha256_of",

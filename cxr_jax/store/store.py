@@ -132,6 +132,16 @@ def open_store(
     return store
 
 
+def folder_of(place: str | Path) -> Path:
+    """Return the folder of a store: the place itself, or where the films of a store by URL lie.
+
+    Raises:
+        UserError: for a URL that is none of a store.
+    """
+    # Without opening it: whoever keeps files of its own beside the films wants to look there first.
+    return _parse_place(str(place), None)[1]
+
+
 def _parse_place(place: str, folder: str | Path | None) -> tuple[str | None, Path]:
     """Return the URL of the database, None for SQLite, and the folder."""
     # A folder of that name is not what anybody means.

@@ -2,7 +2,7 @@
 
     python -m cxr_jax.study COMMAND NAME [flags]
 
-new       make a study in the folder ./NAME (or --store): cases, frozen readings, planted errors, order
+new       make a study in the folder ./NAME (or --store, which may be PostgreSQL): cases, frozen readings, plants, order
 seal      write the hashes of all that into the chain; nothing of it can change unnoticed after that
 open      let readers in (python -m cxr_jax.serve --store=NAME --study=NAME); close: no more
 washout   change the washout of a study that runs, with --days and --reason
@@ -24,19 +24,19 @@ from pathlib import Path
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.errors import UserError, exit_code, print_lines
 from cxr_jax.study.commands import manage
+from cxr_jax.study.folder import StudyFolder, place_of
 from cxr_jax.study.protocol import make_protocol, read_protocol
 
 
-def _path(arguments: argparse.Namespace) -> Path:
-    return Path(arguments.store or arguments.name)
+def _place(arguments: argparse.Namespace) -> str:
+    return place_of(arguments.name, arguments.store)
 
 
 # ---- The commands ----------------------------------------------------------------------------------
 
 
-def _new(arguments: argparse.Namespace) -> int:
-    """A protocol from flags, or from a file that flags may add to."""
-    # Only what was given: the rest is the protocol's own default.
+def _given(arguments: argparse.Namespace) -> dict[str, object]:
+    """What flags say of the protocol; the rest is its own default."""
     flags = {
         "design": arguments.design,
         "arms": tuple(arguments.arms.split(",")) if arguments.arms else None,
@@ -46,67 +46,73 @@ def _new(arguments: argparse.Namespace) -> int:
         "washout_days": arguments.washout_days,
         "plant_share": arguments.plant_share,
     }
-    given = {name: value for name, value in flags.items() if value is not None}
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    """A protocol from flags, or from a file that flags may add to."""
+    given = _given(arguments)
     base = read_protocol(Path(arguments.protocol)).model_dump() if arguments.protocol else {}
     # Phantoms are read by programs; a clock of the wall would make a demonstration take days.
     if arguments.simulated:
         given |= {"simulated": True, "clock_speed": arguments.clock_speed}
     # The folder's name is the study's name.
     values = base | given | {"name": Path(arguments.name).name}
-    print_lines(manage.new(_path(arguments), make_protocol(**values)))
+    print_lines(manage.new(_place(arguments), make_protocol(**values)))
     return 0
 
 
 def _seal(arguments: argparse.Namespace) -> int:
-    print_lines(manage.seal(_path(arguments)))
+    print_lines(manage.seal(_place(arguments)))
     return 0
 
 
 def _open(arguments: argparse.Namespace) -> int:
-    print_lines(manage.start(_path(arguments)))
+    print_lines(manage.start(_place(arguments)))
     return 0
 
 
 def _close(arguments: argparse.Namespace) -> int:
-    print_lines(manage.close(_path(arguments)))
+    print_lines(manage.close(_place(arguments)))
     return 0
 
 
 def _unblind(arguments: argparse.Namespace) -> int:
-    print_lines(manage.unblind(_path(arguments)))
+    print_lines(manage.unblind(_place(arguments)))
     return 0
 
 
 def _washout(arguments: argparse.Namespace) -> int:
     if arguments.days is None or arguments.days < 0:
         raise UserError("--days: a number of days, 0 or more")
-    print_lines(manage.set_washout(_path(arguments), arguments.days, arguments.reason))
+    print_lines(manage.set_washout(_place(arguments), arguments.days, arguments.reason))
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     # All of them, not the first alone: they show what was done.
-    problems = manage.verify(_path(arguments), arguments.head)
+    place = _place(arguments)
+    problems = manage.verify(place, arguments.head)
     if problems:
         print_lines(problems)
         return 1
-    print_lines([f"{_path(arguments)}: all agrees; store head {manage.head_of(_path(arguments))}"])
+    print_lines([f"{StudyFolder.at(place).path}: all agrees; store head {manage.head_of(place)}"])
     return 0
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
     # Imported where they are needed: others of these commands take a blink.
-    from cxr_jax.study.simulate import simulate
+    from cxr_jax.study.simulation.run import simulate
 
     effects = Path(arguments.effects) if arguments.effects else None
-    print_lines(simulate(_path(arguments), effects, arguments.threads, arguments.kills))
+    print_lines(simulate(_place(arguments), effects, arguments.threads, arguments.kills))
     return 0
 
 
 def _analyse(arguments: argparse.Namespace) -> int:
     from cxr_jax.study.commands.results import analyse
 
-    print_lines(analyse(_path(arguments)))
+    print_lines(analyse(_place(arguments)))
     return 0
 
 
@@ -114,7 +120,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from cxr_jax.study.commands.results import export
 
     print_lines(
-        export(_path(arguments), arguments.format, Path(arguments.out) if arguments.out else None)
+        export(_place(arguments), arguments.format, Path(arguments.out) if arguments.out else None)
     )
     return 0
 
@@ -122,15 +128,11 @@ def _export(arguments: argparse.Namespace) -> int:
 def _power(arguments: argparse.Namespace) -> int:
     from cxr_jax.study.analysis.power import power_lines
 
-    study_path = _path(arguments)
-    # Of a study that is there, or of a protocol that is only thought of.
-    if (study_path / "protocol.json").exists():
-        protocol = read_protocol(study_path / "protocol.json")
-    else:
-        arms = {"arms": tuple(arguments.arms.split(","))} if arguments.arms else {}
-        readers = {"readers": arguments.readers} if arguments.readers else {}
-        cases = {"cases": arguments.cases} if arguments.cases else {}
-        protocol = make_protocol(name=Path(arguments.name).name, **arms, **readers, **cases)
+    study_path = StudyFolder.at(_place(arguments)).path
+    # Of a study that is there, or of a protocol that is only thought of; flags ask what another one would see.
+    is_there = (study_path / "protocol.json").exists()
+    base = read_protocol(study_path / "protocol.json").model_dump() if is_there else {}
+    protocol = make_protocol(**{"name": Path(arguments.name).name} | base | _given(arguments))
     effects = Path(arguments.effects) if arguments.effects else None
     print_lines(power_lines(protocol, effects, arguments.studies))
     return 0
@@ -159,7 +161,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser("cxr_jax.study", description=__doc__)
     parser.add_argument("command", metavar="COMMAND", choices=tuple(COMMANDS))
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--store", help="the study's folder, if it is not ./NAME")
+    parser.add_argument(
+        "--store",
+        help="the study's folder, if it is not ./NAME, or postgresql+pg8000://USER@HOST/DATABASE[?folder=DIR]",
+    )
     # ---- Of new ----
     parser.add_argument("--protocol", help="a protocol.json to begin from")
     parser.add_argument("--design", choices=("crossed", "split"))

@@ -18,6 +18,7 @@ from cxr_jax.data.images import read_image
 from cxr_jax.data.radiograph import Image
 from cxr_jax.errors import UserError, shown
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.study import grammar
 from cxr_jax.study import plant as planting
 from cxr_jax.study.plant import Plant
 from cxr_jax.study.protocol import Protocol
@@ -26,9 +27,8 @@ from cxr_jax.study.shown import ABSENT, PRESENT, UNSURE, Frozen, freeze_text, re
 _PLANTS = 5  # stream of the protocol's seed
 # Drawn for each case that is needed: some scenes are passed over.
 _SPARE = 3
-_SUSPECT = (
-    0.5  # of the cases have one of the labels that suspicion is asked for: AUC needs both kinds
-)
+# Of the cases have one of the labels that suspicion is asked for, at most: AUC needs both kinds.
+_SUSPECT = 0.6
 _BATCH = 64
 _TRUTH_WORDS = {1: PRESENT, -1: UNSURE, 0: ABSENT}
 
@@ -93,7 +93,7 @@ def _phantom_cases(protocol: Protocol, case_count: int, practice_count: int) -> 
     wanted = case_count + practice_count
     scenes = _draw_scenes(protocol.seed, wanted * _SPARE)
     readings = [
-        planting.frozen_of_scene(scene_row, "A", [protocol.seed, number])
+        grammar.frozen_of_scene(scene_row, "A", [protocol.seed, number])
         for number, (scene_row, _) in enumerate(scenes)
     ]
     read = read_texts([reading.text for reading in readings], is_phantom=True)
@@ -103,7 +103,9 @@ def _phantom_cases(protocol: Protocol, case_count: int, practice_count: int) -> 
         for number, (reading, trace_text) in enumerate(zip(readings, read, strict=True))
         if not planting.problems(reading, trace_text)
     ]
-    chosen = _mixed(sound, readings, protocol.suspicion_labels, wanted)
+    chosen = _mixed(protocol, sound, readings, case_count)
+    # Practice behind them, in the order drawn: films of both kinds, as they come.
+    chosen += [number for number in sound if number not in set(chosen)][:practice_count]
     if len(chosen) < wanted:
         raise UserError(f"--cases=phantom:{case_count}: only {len(chosen)} sound scenes were drawn")
     # What the grammar says of a scene is what is so, and what the AI says.
@@ -135,18 +137,33 @@ def _draw_scenes(seed: int, count: int) -> list[tuple[dict[str, Any], np.ndarray
 
 
 def _mixed(
-    sound: Sequence[int], readings: Sequence[Frozen], labels: Sequence[str], wanted: int
+    protocol: Protocol, sound: Sequence[int], readings: Sequence[Frozen], case_count: int
 ) -> list[int]:
-    """Choose scenes so that half of them have one of the labels, in the order drawn."""
-    suspect = [
-        number
+    """Choose scenes so that each label of the protocol is there in its share of them, and some have none."""
+    labels_of = {
+        number: {
+            label_name
+            for label_name in protocol.suspicion_labels
+            if readings[number].states[label_name] == PRESENT
+        }
         for number in sound
-        if any(readings[number].states[label_name] == PRESENT for label_name in labels)
-    ]
-    others = [number for number in sound if number not in set(suspect)]
-    count = min(len(suspect), max(round(wanted * _SUSPECT), wanted - len(others)))
-    # In the order drawn: sorted by kind, the practice cases behind the last would all be of one.
-    return sorted(suspect[:count] + others[: wanted - count])
+    }
+    suspect = [number for number in sound if labels_of[number]]
+    others = [number for number in sound if not labels_of[number]]
+    most = min(len(suspect), max(round(case_count * _SUSPECT), case_count - len(others)))
+    missing = dict.fromkeys(protocol.suspicion_labels, round(protocol.label_share * case_count))
+    chosen: list[int] = []
+    while len(chosen) < most:
+        # Whatever brings the most of what is still missing; of equals the one that was drawn first.
+        best = max(
+            suspect, key=lambda n: sum(missing[label_name] > 0 for label_name in labels_of[n])
+        )
+        suspect.remove(best)
+        chosen.append(best)
+        for label_name in labels_of[best]:
+            missing[label_name] -= 1
+    # In the order drawn: what was chosen last has no place of its own.
+    return sorted(chosen + others[: case_count - len(chosen)])
 
 
 def _plant(
@@ -181,8 +198,8 @@ def _plant_one(
     """One case with an error of a kind, if the labeler reads any as it was meant."""
     # A stream of each case's own: what is planted in one does not hang on the others.
     generator = np.random.default_rng([protocol.seed, _PLANTS, number])
-    for label_name, changed in planting.candidates(scene_row, error_kind, generator):
-        shown_reading = planting.frozen_of_scene(changed, "A", [protocol.seed, number])
+    for label_name, changed in grammar.candidates(scene_row, error_kind, generator):
+        shown_reading = grammar.frozen_of_scene(changed, "A", [protocol.seed, number])
         plant = planting.plant_of(error_kind, label_name, study_case.natural, shown_reading)
         if plant is None:
             continue

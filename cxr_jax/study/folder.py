@@ -4,7 +4,8 @@
     sealed.json                                                        what it does not: truth and planted errors
     room.db  secret                                                    the store (`cxr_jax.store`)
 
-The hashes of all of them go into the chain when the study is sealed; from then on none can change unnoticed.
+The store may be a PostgreSQL database instead, `postgresql+pg8000://USER@HOST/DATABASE?folder=DIR`; the files lie in
+DIR then. The hashes of all of them go into the chain when the study is sealed; from then on none can change unnoticed.
 """
 
 import gzip
@@ -15,19 +16,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.runtime.whole_files import write_bytes, write_text
-from cxr_jax.store import canonical_json, sha256_of
+from cxr_jax.store import Store, canonical_json, folder_of, open_store, sha256_of
 from cxr_jax.study import allocate
 from cxr_jax.study.allocate import Place
-from cxr_jax.study.cases import Case, CaseSet
 from cxr_jax.study.plant import Plant
 from cxr_jax.study.protocol import Protocol, read_protocol, write_protocol
 from cxr_jax.study.shown import Frozen
+
+if TYPE_CHECKING:
+    from cxr_jax.study.cases import Case, CaseSet
 
 PROTOCOL, CASES, SHOWN, ALLOCATION, SEALED = (
     "protocol.json",
@@ -53,11 +57,44 @@ class SealedCase:
     plant: Plant | None
 
 
-class StudyFolder:
-    """The files of one study. Nothing of the sealed file is read but by `read_sealed`."""
+def place_of(name: str, store: str | None) -> str:
+    """Name where a study is: ./NAME, the folder of `--store`, or the URL of a database with the folder of its files."""
+    if store is None:
+        return name
+    # A URL that says nothing of a folder has it where a study without a database has it.
+    _, is_url, rest = store.partition("://")
+    if not is_url or "folder=" in rest.partition("?")[2]:
+        return store
+    return f"{store}{'&' if '?' in rest else '?'}folder={quote(str(Path(name).absolute()))}"
 
-    def __init__(self, path: Path) -> None:
+
+class StudyFolder:
+    """The files of one study. Nothing of the sealed file is read but by `read_sealed`.
+
+    Attributes:
+        path: the folder.
+        store_place: what `open_store` is given: the folder again, or the URL of a database.
+    """
+
+    def __init__(self, path: Path, store_place: str | None = None) -> None:
         self.path = path
+        self.store_place = store_place or str(path)
+
+    @classmethod
+    def at(cls, place: str | Path) -> "StudyFolder":
+        """Find a study by its folder, or by the URL of its database.
+
+        Raises:
+            UserError: for a URL that is none of a store.
+        """
+        # As it was typed, so that messages name it as its reader knows it.
+        if "://" not in str(place):
+            return cls(Path(place))
+        return cls(folder_of(place), str(place))
+
+    def open_store(self, *, exclusive: bool = False) -> Store:
+        """Open the study's store; not exclusive: a server may have it at the same time."""
+        return open_store(self.store_place, exclusive=exclusive)
 
     # ---- What the server may read ----
 
@@ -145,14 +182,19 @@ class StudyFolder:
 
     # ---- Making it ----
 
-    def create(self, protocol: Protocol, gathered: CaseSet) -> None:
+    def check_is_free(self) -> None:
+        """Refuse a folder that has a study. Raises UserError."""
+        # By the file that is written last.
+        if (self.path / PROTOCOL).exists():
+            raise UserError(f"{self.path}: there is a study already")
+
+    def create(self, protocol: Protocol, gathered: "CaseSet") -> None:
         """Write a new study. Everything is decided here: blocks, orders, plants.
 
         Raises:
             UserError: if there is a study already.
         """
-        if (self.path / PROTOCOL).exists():
-            raise UserError(f"{self.path}: there is a study already")
+        self.check_is_free()
         # Each block gets its share of sick and of planted cases.
         strata = [
             (study_case.is_abnormal, study_case.plant is not None) for study_case in gathered.cases
@@ -174,7 +216,7 @@ class StudyFolder:
         # Last: a folder without a protocol is no study, so a kill leaves none that is half made.
         write_protocol(self.path / PROTOCOL, protocol)
 
-    def _write_film(self, study_case: Case) -> dict[str, Any]:
+    def _write_film(self, study_case: "Case") -> dict[str, Any]:
         levels = np.rint(np.clip(study_case.pixels, 0, 1) * _LEVELS).astype("<u2")
         digest = hashlib.sha256(levels.tobytes()).hexdigest()
         # Time 0 in the header: the same film is the same file.
@@ -182,7 +224,7 @@ class StudyFolder:
         write_bytes(self.path / "films" / f"{digest}.u16.gz", compressed)
         return {"rows": levels.shape[0], "columns": levels.shape[1], "sha256": digest}
 
-    def _write_sealed(self, gathered: CaseSet) -> None:
+    def _write_sealed(self, gathered: "CaseSet") -> None:
         cases = [
             {
                 "case_no": case_no,

@@ -5,11 +5,13 @@ No model runs during a sitting: a text that streams would measure the model and 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cxr_jax import phantom
-from cxr_jax.labels.sentences import Reading, read_statements
 from cxr_jax.labels.taxonomy import CHEXPERT_14, NEGATIVE, POSITIVE, UNCERTAIN
 from cxr_jax.store import sha256_of
+
+if TYPE_CHECKING:
+    from cxr_jax.labels.sentences import Reading
 
 PRESENT, UNSURE, ABSENT, SILENT = "present", "uncertain", "absent", "not_mentioned"
 # How the labeler names sides -> how readings do.
@@ -59,12 +61,16 @@ class Frozen:
         return " ".join(self.sentences)
 
 
-def read_texts(texts: Sequence[str], *, is_phantom: bool) -> list[Reading]:
+def read_texts(texts: Sequence[str], *, is_phantom: bool) -> "list[Reading]":
     """Read texts with the project's own labeler, in the words of the world they are about."""
+    # Computed with JAX, which a server of frozen readings has no use for.
+    from cxr_jax import phantom
+    from cxr_jax.labels.sentences import read_statements
+
     return read_statements(list(texts), more=phantom.LEXICON if is_phantom else None)
 
 
-def freeze_text(text: str, reading: Reading, answer: Sequence[str] = ()) -> Frozen:
+def freeze_text(text: str, reading: "Reading", answer: Sequence[str] = ()) -> Frozen:
     """Freeze a model's text by what the labeler reads in it.
 
     Args:

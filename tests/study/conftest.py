@@ -51,18 +51,18 @@ def hand_made_case(number):
     )
 
 
-def make_study(path, make_case=hand_made_case, **values):
-    """Create, seal and open a study; 6 cases and one practice film an arm."""
+def make_study(place, make_case=hand_made_case, **values):
+    """Create, seal and open a study in a folder or a database; 6 cases and one practice film an arm."""
     protocol = make_protocol(**({"name": "t", "readers": 2, "washout_days": 28} | values))
     cases = [make_case(number) for number in range(6)]
     practice = [make_case(number) for number in range(6, 9)]
-    folder = StudyFolder(path)
+    folder = StudyFolder.at(place)
     folder.create(protocol, CaseSet(tuple(cases), tuple(practice), True))
-    with manage.open_study(path) as study:
+    with manage.open_study(place) as study:
         study.append("study.created", {"protocol_sha256": protocol.sha256})
-    manage.seal(path)
-    manage.start(path)
-    return StudyFolder(path)
+    manage.seal(place)
+    manage.start(place)
+    return StudyFolder.at(place)
 
 
 @pytest.fixture

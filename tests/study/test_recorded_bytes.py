@@ -18,7 +18,7 @@ from cxr_jax.serve.study_server import create_study_app, study_state
 from cxr_jax.store import open_store
 from cxr_jax.study.behaviour import Effects
 from cxr_jax.study.shown import ABSENT, PRESENT
-from cxr_jax.study.simulate import Reader, make_world
+from cxr_jax.study.simulation.reader import Reader, make_world
 from cxr_jax.study.sitting import Sitting
 
 from .conftest import hand_made_case, make_study
@@ -52,7 +52,7 @@ def serving(study, store):
     try:
         while not server.started:
             time.sleep(0.01)
-        yield SimpleNamespace(port=listener.getsockname()[1])
+        yield SimpleNamespace(port=listener.getsockname()[1], is_lost=False)
     finally:
         server.should_exit = True
         thread.join(20)
@@ -70,7 +70,8 @@ def bytes_of_manual_tasks(path, make_case):
         with serving(study, store) as server:
             reader = Reader(make_world(study, effects), server, 0)
             reader.client.keeps_bytes = True
-            reader.work("anna", "correct horse battery")
+            reader.client.log_in("anna", "correct horse battery")
+            reader.work()
         sitting = Sitting(study, store)
         places = [place for place in study.places if place.reader_no == 0]
         manual = {sitting.task_id(place) for place in places if place.arm == "manual"}

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cxr_jax.errors import UserError
-from cxr_jax.store import Store, open_store, parse_head, sha256_of
+from cxr_jax.store import Store, parse_head, sha256_of
 from cxr_jax.store.records.actors import OPERATOR
-from cxr_jax.study import allocate, cases
+from cxr_jax.study import allocate
 from cxr_jax.study.folder import SEALED, StudyFolder
 from cxr_jax.study.ledger import Ledger
 from cxr_jax.study.protocol import Protocol
-
-# A study whose store another program serves can still be opened and closed: transactions take turns.
-_SHARED = False
 
 
 @dataclass
@@ -49,16 +46,20 @@ class OpenStudy:
 
 
 @contextlib.contextmanager
-def open_study(study_path: Path) -> Iterator[OpenStudy]:
+def open_study(place: str | Path) -> Iterator[OpenStudy]:
     """Open a study's folder and store, and fold what has happened.
+
+    Args:
+        place: the folder, or the URL of the database.
 
     Raises:
         UserError: if there is no study.
     """
-    folder = StudyFolder(study_path)
+    folder = StudyFolder.at(place)
     # The protocol first: a store would be made in a folder that is none.
     ledger = Ledger(folder.protocol.name)
-    store = open_store(study_path, exclusive=_SHARED)
+    # A study whose store another program serves can still be opened and closed: transactions take turns.
+    store = folder.open_store()
     try:
         # From the chain, whatever another process has done since.
         ledger.refresh(store)
@@ -70,26 +71,34 @@ def open_study(study_path: Path) -> Iterator[OpenStudy]:
 # ---- The steps -------------------------------------------------------------------------------------
 
 
-def new(study_path: Path, protocol: Protocol) -> list[str]:
+def new(place: str | Path, protocol: Protocol) -> list[str]:
     """Make a study and say what it is.
 
     Raises:
         UserError: if the folder holds a study, or the cases cannot be made.
     """
-    folder = StudyFolder(study_path)
+    # Draws and reads films with JAX, which no other step needs.
+    from cxr_jax.study import cases
+
+    folder = StudyFolder.at(place)
     # Everything that can be refused is refused before a file is written.
+    folder.check_is_free()
     gathered = cases.gather(protocol, allocate.practice_count(protocol))
+    with contextlib.closing(folder.open_store()) as store:
+        # A database may have been given to another folder before.
+        if store.events("study.created", study=protocol.name):
+            raise UserError(f"{store.place}: has a study {protocol.name} already")
     folder.create(protocol, gathered)
-    with open_study(study_path) as open_one:
+    with open_study(place) as open_one:
         open_one.append(
             "study.created", {"protocol_sha256": protocol.sha256, "simulated": protocol.simulated}
         )
     # Said at once: another number of readers is cheap now and not later.
     outcome = allocate.balance(protocol, folder.places)
     planted = sum(case.plant is not None for case in gathered.cases)
-    readings = sum(not place.practice for place in folder.places)
+    readings = sum(not reading.practice for reading in folder.places)
     lines = [
-        f"{study_path}: {protocol.design}, arms {', '.join(protocol.arms)}; {protocol.readers} readers, "
+        f"{folder.path}: {protocol.design}, arms {', '.join(protocol.arms)}; {protocol.readers} readers, "
         f"{len(gathered.cases)} cases, {planted} of them with a planted error; {readings} readings in "
         f"{protocol.sessions} sessions, washout {protocol.washout_days:g} days"
     ]
@@ -103,9 +112,9 @@ def new(study_path: Path, protocol: Protocol) -> list[str]:
     return lines
 
 
-def seal(study_path: Path) -> list[str]:
+def seal(place: str | Path) -> list[str]:
     """Write the hashes of truth, plants, protocol, readings, films and order into the chain."""
-    with open_study(study_path) as open_one:
+    with open_study(place) as open_one:
         open_one.need_state("draft")
         event_body = {
             "seal_sha256": open_one.folder.sealed_sha256(),
@@ -113,47 +122,47 @@ def seal(study_path: Path) -> list[str]:
         }
         open_one.append("study.sealed", event_body)
         return [
-            f"{study_path}: sealed; {SEALED} is sha256 {event_body['seal_sha256']}",
+            f"{open_one.folder.path}: sealed; {SEALED} is sha256 {event_body['seal_sha256']}",
             f"store head {open_one.store.head()}",
         ]
 
 
-def start(study_path: Path) -> list[str]:
+def start(place: str | Path) -> list[str]:
     """Let readers in."""
-    with open_study(study_path) as open_one:
+    with open_study(place) as open_one:
         open_one.need_state("sealed", "closed")
         # Files that changed since the sealing are no sealed study.
         _check_files(open_one)
         open_one.append("study.opened", {})
-        return [f"{study_path}: open"]
+        return [f"{open_one.folder.path}: open"]
 
 
-def close(study_path: Path) -> list[str]:
+def close(place: str | Path) -> list[str]:
     """Let no reader in any more."""
-    with open_study(study_path) as open_one:
+    with open_study(place) as open_one:
         open_one.need_state("open")
         open_one.append("study.closed", {})
-        return [f"{study_path}: closed"]
+        return [f"{open_one.folder.path}: closed"]
 
 
-def unblind(study_path: Path) -> list[str]:
+def unblind(place: str | Path) -> list[str]:
     """Open the sealed file, if it is the one that was sealed.
 
     Raises:
         UserError: if the chain, the sealed file or another file of the study is not as it was.
     """
-    with open_study(study_path) as open_one:
+    with open_study(place) as open_one:
         open_one.need_state("closed")
         # The chain first: a seal in a broken chain proves nothing.
         problems = open_one.store.verify()
         if problems:
-            raise UserError(f"{study_path}: not unblinded: {problems[0]}")
+            raise UserError(f"{open_one.folder.path}: not unblinded: {problems[0]}")
         _check_files(open_one)
         open_one.append("study.unblinded", {"seal_sha256": open_one.ledger.sealed["seal_sha256"]})
-        return [f"{study_path}: unblinded", f"store head {open_one.store.head()}"]
+        return [f"{open_one.folder.path}: unblinded", f"store head {open_one.store.head()}"]
 
 
-def set_washout(study_path: Path, days: float, reason: str) -> list[str]:
+def set_washout(place: str | Path, days: float, reason: str) -> list[str]:
     """Change the washout of a study that runs; the report says so.
 
     Raises:
@@ -161,13 +170,13 @@ def set_washout(study_path: Path, days: float, reason: str) -> list[str]:
     """
     if len(reason.strip()) < 3:
         raise UserError("--reason: a washout is changed for a reason, which the report prints")
-    with open_study(study_path) as open_one:
+    with open_study(place) as open_one:
         open_one.need_state("sealed", "open")
         open_one.append("study.washout_changed", {"days": days, "reason": reason.strip()})
-        return [f"{study_path}: washout {days:g} days from now on"]
+        return [f"{open_one.folder.path}: washout {days:g} days from now on"]
 
 
-def verify(study_path: Path, heads: Sequence[str] = ()) -> list[str]:
+def verify(place: str | Path, heads: Sequence[str] = ()) -> list[str]:
     """List what does not agree in a study: the chain, its folds, the files; [] if all does.
 
     Args:
@@ -175,14 +184,14 @@ def verify(study_path: Path, heads: Sequence[str] = ()) -> list[str]:
     """
     # Bad flags are told before the store is opened.
     known_heads = [parse_head(text) for text in heads]
-    with open_study(study_path) as open_one:
+    with open_study(place) as open_one:
         problems = [str(problem) for problem in open_one.store.verify(known_heads)]
         return problems + list(_changed_files(open_one))
 
 
-def head_of(study_path: Path) -> str:
+def head_of(place: str | Path) -> str:
     """Give the chain's head, to keep somewhere else."""
-    with open_study(study_path) as open_one:
+    with open_study(place) as open_one:
         return str(open_one.store.head())
 
 
