@@ -24,8 +24,10 @@ from cxr_jax.study.sitting import Sitting
 from .conftest import hand_made_case, make_study
 
 OTHER_SENTENCE = "Heart: an okapi of a silhouette, certainly enlarged."
+# What a browser keeps its unsent texts with: a key of the log-in, which has nothing to do with the study's seal.
+SEALING = rb'"sealing":\{[^}]*\}'
 # Times and names of requests differ from run to run, and nothing else may.
-CHANGING = (rb"(?im)^(date|set-cookie|content-length): .*$", rb'"csrf":"[^"]*"')
+CHANGING = (rb"(?im)^(date|set-cookie|content-length): .*$", rb'"csrf":"[^"]*"', SEALING)
 
 
 def other_case(number):
@@ -119,7 +121,7 @@ def test_no_byte_without_ai_depends_on_the_ai(recorded):
 
 def test_no_sentence_state_arm_or_plant_is_in_the_bytes(recorded):
     for (manual, shown), secret in zip(recorded, (b"zebrafish", b"okapi"), strict=True):
-        sent = b"\n".join(answer for _, answer in manual)
+        sent = re.sub(SEALING, b"", b"\n".join(answer for _, answer in manual))
         assert secret in b"\n".join(answer for _, answer in shown)
         # "labels" and the 14 names are those of the form; states, sides and arms are in nothing.
         for word in (secret, b"manual", b"full", b"plant", b"seal", b"truth", b"sentence"):

@@ -16,7 +16,6 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from cxr_jax.outputs import sections
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 from cxr_jax.serve.refusals import RefusedError
-from cxr_jax.serve.room import pacs
 from cxr_jax.serve.state import ServerState
 
 FOLDER = Path(__file__).parents[1] / "static"
@@ -70,12 +69,21 @@ def describe_room(state: ServerState) -> dict[str, Any]:
         "why_no_chat": capabilities.why_not.get("chat"),
         "keeps": state.store is not None,
         # Whether the operator has named any; which, only a reader is told.
-        "archives": pacs.has_archives(state),
+        "archives": _has_archives(state),
         "most_bytes": state.settings.limits.upload_bytes,
         # The form of every report, in its order, and what its "normal" key writes.
         "fields": sections.FIELDS,
         "normal": sections.NORMAL,
     }
+
+
+def _has_archives(state: ServerState) -> bool:
+    # A study sends nothing anywhere, and its server starts without the JAX that what is sent is made with.
+    if state.settings.study is not None:
+        return False
+    from cxr_jax.serve.room import pacs
+
+    return pacs.has_archives(state)
 
 
 def router(state: ServerState) -> APIRouter:
