@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import secrets
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -121,7 +122,11 @@ class StudyFolder:
 
     def film_bytes(self, case_no: int) -> bytes:
         """A film's levels, gzip of little-endian uint16, row by row."""
-        return self._film_path(case_no).read_bytes()
+        film_path = self._film_path(case_no)
+        try:
+            return film_path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{film_path}: no film can be read ({error.strerror})") from None
 
     def _film_path(self, case_no: int) -> Path:
         return self.path / "films" / f"{self.films[case_no]['sha256']}.u16.gz"
@@ -145,11 +150,18 @@ class StudyFolder:
         # Films are named by what is in them, so their list is their hash if each still is what its name says.
         digests = []
         for case_no, film in enumerate(self.films):
-            levels = gzip.decompress(self.film_bytes(case_no))
-            digests.append(hashlib.sha256(levels).hexdigest())
-            if digests[-1] != film["sha256"]:
-                digests[-1] = "changed"
+            digest = self._levels_sha256(case_no)
+            digests.append(digest if digest == film["sha256"] else "changed")
         return hashes_found | {"films": sha256_of(digests)}
+
+    def _levels_sha256(self, case_no: int) -> str | None:
+        """Hash a film's levels; None for a file that holds none any more."""
+        try:
+            levels = gzip.decompress(self.film_bytes(case_no))
+        # A byte of the file that was turned round: zlib, gzip and the end of the file each say it in their own way.
+        except (OSError, EOFError, zlib.error):
+            return None
+        return hashlib.sha256(levels).hexdigest()
 
     def sealed_sha256(self) -> str:
         """Hash of the sealed file's canonical JSON; whether it is JSON is all that is looked at.

@@ -73,6 +73,7 @@ class Ledger:
     washouts: list[dict[str, Any]] = field(default_factory=list)  # changes on the way, with reasons
     refused_early: int = 0  # sessions before their washout was over
     unblinded_at: str | None = None
+    analysed: dict[str, str] = field(default_factory=dict)  # hashes of what was written last
 
     def task(self, task_id: str) -> TaskRecord:
         """Give a task's record, a fresh one if nothing has happened to it."""
@@ -108,6 +109,8 @@ class Ledger:
             self.questionnaires[session_key] = event.body["answers"]
         elif event.kind == "study.too_early":
             self.refused_early += 1
+        elif event.kind == "study.analysed":
+            self.analysed = dict(event.body)
 
     def _apply_state(self, event: Event) -> None:
         self.state = _NEXT_STATE[event.kind]

@@ -317,9 +317,14 @@ def test_study_that_was_read_with_other_readings_makes_no_numbers(study, store):
         do_task(sitting, ANNA)
     path.write_text(text)
     Sitting(StudyFolder(study.path), store).check_record()
-    rows = read_and_unblind(study, store)
+    ledger = Ledger(study.protocol.name)
+    ledger.refresh(store)
     with pytest.raises(UserError, match="what was signed is not what was sealed"):
-        rows()
+        make_rows(StudyFolder(study.path), store, ledger, study.read_sealed())
+    # Neither is it unblinded, nor called whole.
+    with pytest.raises(UserError, match="what was signed is not what was sealed"):
+        read_and_unblind(study, store)
+    assert any("what was signed" in problem for problem in manage.verify(study.path))
 
 
 def test_folder_without_its_key_is_told_from_one_that_nobody_read(study, store):

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -84,15 +84,20 @@ def make_rows(
 def _check_record(folder: StudyFolder, store: Store, ledger: Ledger, sitting: Sitting) -> None:
     """Refuse a record that was changed since, whichever command asks: numbers of it would look like any others."""
     problems = [str(problem) for problem in store.verify()]
+    problems += record_problems(folder, ledger, sitting)
+    if problems:
+        raise UserError(f"{folder.path}: {problems[0]}")
+
+
+def record_problems(folder: StudyFolder, ledger: Ledger, sitting: Sitting) -> Iterator[str]:
+    """Yield what is not as it was sealed and read, a line each; the chain is walked elsewhere."""
     bindings = {sitting.task_id(place): sitting.shown_sha256(place) for place in folder.places}
-    problems += unlike_sealed(folder, ledger, bindings, has_truth=True)
+    yield from unlike_sealed(folder, ledger, bindings, has_truth=True)
     for task_id, shown_sha256 in bindings.items():
         signature = ledger.task(task_id).signature
         # Files may have been exchanged while readers sat, and put back since.
         if signature is not None and signature["shown_sha256"] != shown_sha256:
-            problems.append(f"task {task_id}: what was signed is not what was sealed")
-    if problems:
-        raise UserError(f"{folder.path}: {problems[0]}")
+            yield f"task {task_id}: what was signed is not what was sealed"
 
 
 def _row(

@@ -1,18 +1,21 @@
 """The life of a study: new, seal, open, close, unblind, verify. Each step is an event of the chain."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cxr_jax.errors import UserError
-from cxr_jax.store import Store, parse_head, sha256_of
+from cxr_jax.store import Store, parse_head
 from cxr_jax.store.records.actors import OPERATOR
 from cxr_jax.study import allocate
+from cxr_jax.study.analysis.rows import record_problems
 from cxr_jax.study.folder import SEALED, StudyFolder
 from cxr_jax.study.ledger import Ledger
 from cxr_jax.study.protocol import Protocol
+from cxr_jax.study.sitting import Sitting
 
 
 @dataclass
@@ -186,7 +189,7 @@ def verify(place: str | Path, heads: Sequence[str] = ()) -> list[str]:
     known_heads = [parse_head(text) for text in heads]
     with open_study(place) as open_one:
         problems = [str(problem) for problem in open_one.store.verify(known_heads)]
-        return problems + list(_changed_files(open_one))
+        return [*problems, *_changed_record(open_one), *_changed_results(open_one)]
 
 
 def head_of(place: str | Path) -> str:
@@ -198,29 +201,30 @@ def head_of(place: str | Path) -> str:
 # ---- Files -----------------------------------------------------------------------------------------
 
 
-def _changed_files(open_one: OpenStudy) -> Iterator[str]:
-    """What differs from the sealing, named by file."""
-    sealed = open_one.ledger.sealed
-    # A draft may still change.
-    if not sealed:
-        return
+def _changed_record(open_one: OpenStudy) -> Iterator[str]:
+    """What differs from the sealing and from what was signed: all that an analysis would refuse."""
     try:
-        hashes = open_one.folder.hashes()
-        sealed_sha256 = open_one.folder.sealed_sha256()
+        sitting = Sitting(open_one.folder, open_one.store)
+        yield from record_problems(open_one.folder, open_one.ledger, sitting)
     except UserError as error:
         yield str(error)
-        return
-    # Each file by its name: whoever finds one changed knows where to look.
-    for name, digest in sealed["files"].items():
-        if hashes.get(name) != digest:
-            yield f"{name}: is not the one that was sealed"
-    if sealed_sha256 != sealed["seal_sha256"]:
-        yield f"{SEALED}: is not the one that was sealed"
-    if sha256_of(open_one.protocol.model_dump(mode="json")) != open_one.protocol.sha256:
-        yield "protocol.json: changed while it was read"
+
+
+def _changed_results(open_one: OpenStudy) -> Iterator[str]:
+    """Files of the last analysis that are not what it wrote."""
+    for name, digest in open_one.ledger.analysed.items():
+        path = open_one.folder.path / name
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            yield f"{name}: cannot be read ({error.strerror}); `analyse` writes it again"
+            continue
+        # A report that somebody has edited looks like any other.
+        if found != digest:
+            yield f"{name}: is not the one that `analyse` wrote"
 
 
 def _check_files(open_one: OpenStudy) -> None:
     """Refuse a step on files that were changed. Raises UserError."""
-    for problem in _changed_files(open_one):
+    for problem in _changed_record(open_one):
         raise UserError(f"{open_one.folder.path}: {problem}")
