@@ -5,6 +5,7 @@
 new       make a study in the folder ./NAME (or --store, which may be PostgreSQL): cases, frozen readings, plants, order
 seal      write the hashes of all that into the chain; nothing of it can change unnoticed after that
 open      let readers in (python -m cxr_jax.serve --store=NAME --study=NAME); close: no more
+readers   who has which place; --assign=HANDLE=PLACE, --release=PLACE --reason=..
 washout   change the washout of a study that runs, with --days and --reason
 simulate  readers made of random numbers do the whole study over HTTP
 unblind   open the sealed file, if it is the one that was sealed
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.errors import UserError, exit_code, print_lines
-from cxr_jax.study.commands import manage
+from cxr_jax.study.commands import manage, readers
 from cxr_jax.study.folder import StudyFolder, place_of
 from cxr_jax.study.protocol import make_protocol, read_protocol
 
@@ -89,6 +90,12 @@ def _washout(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _readers(arguments: argparse.Namespace) -> int:
+    place, reason = _place(arguments), arguments.reason
+    print_lines(readers.change(place, arguments.assign, arguments.release, reason))
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     # All of them, not the first alone: they show what was done.
     place = _place(arguments)
@@ -144,6 +151,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "open": _open,
     "close": _close,
     "unblind": _unblind,
+    "readers": _readers,
     "washout": _washout,
     "verify": _verify,
     "simulate": _simulate,
@@ -182,6 +190,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clock_speed", type=float, default=1000.0)
     # ---- Of the others ----
     parser.add_argument("--days", type=float)
+    parser.add_argument(
+        "--assign",
+        action="append",
+        default=[],
+        metavar="HANDLE=PLACE",
+        help="give a user a place of the study, by name",
+    )
+    parser.add_argument(
+        "--release",
+        action="append",
+        default=[],
+        type=int,
+        metavar="PLACE",
+        help="take a place back; what was read there is set aside",
+    )
     parser.add_argument("--reason", default="")
     parser.add_argument("--effects", help="E.json: what simulated readers are like")
     parser.add_argument("--threads", type=int, default=6)

@@ -68,6 +68,7 @@ class Ledger:
     state: str = "none"  # or one of STATES
     sealed: dict[str, Any] = field(default_factory=dict)  # hashes, by file
     reader_of_user: dict[str, int] = field(default_factory=dict)  # user's id -> place
+    released: list[dict[str, Any]] = field(default_factory=list)  # places that were given back
     tasks: dict[str, TaskRecord] = field(default_factory=dict)  # by opaque id
     questionnaires: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     washouts: list[dict[str, Any]] = field(default_factory=list)  # changes on the way, with reasons
@@ -99,9 +100,13 @@ class Ledger:
         if event.kind in _NEXT_STATE:
             self._apply_state(event)
         elif event.task is not None:
-            self._apply_task(event, self.task(event.task))
+            # Sent by somebody who has had a place, in the moment in which it was taken back: the next one's it is not.
+            if event.actor in self.reader_of_user:
+                self._apply_task(event, self.task(event.task))
         elif event.kind == "study.reader_assigned":
             self.reader_of_user[event.body["user"]] = event.body["reader_no"]
+        elif event.kind == "study.reader_released":
+            self._release(event)
         elif event.kind == "study.washout_changed":
             self.washouts.append(event.body | {"at": event.at_utc})
         elif event.kind == "study.questionnaire":
@@ -119,6 +124,19 @@ class Ledger:
             self.sealed = dict(event.body)
         if event.kind == "study.unblinded":
             self.unblinded_at = event.at_utc
+
+    def _release(self, event: Event) -> None:
+        """Set aside what was read at a place: two people's readings are no one reader's."""
+        reader_no = event.body["reader_no"]
+        self.reader_of_user.pop(event.body["user"], None)
+        for task_id in event.body["tasks"]:
+            self.tasks[task_id] = TaskRecord()
+        self.questionnaires = {
+            session_key: answers
+            for session_key, answers in self.questionnaires.items()
+            if session_key[0] != reader_no
+        }
+        self.released.append(event.body | {"at": event.at_utc})
 
     def _apply_task(self, event: Event, record: TaskRecord) -> None:
         event_body: Mapping[str, Any] = event.body

@@ -58,6 +58,10 @@ class Sitting:
         numbers = (task_place.reader_no, task_place.session_no, task_place.position)
         return self.store.opaque("task", self.protocol.name, *map(str, numbers))
 
+    def tasks_of(self, reader_no: int) -> dict[str, Place]:
+        """Give the tasks of a place in the study, by their ids."""
+        return {self._ids[task_place]: task_place for task_place in self._places[reader_no]}
+
     # ---- Who, and what is next ---------------------------------------------------------------------
 
     def reader_number(self, actor: Actor) -> int:
@@ -70,6 +74,9 @@ class Sitting:
         known = self.ledger.reader_of_user.get(actor.id)
         if known is not None:
             return known
+        # Who has given a place back has seen films: another place is given by name alone.
+        if any(actor.id == place["user"] for place in self.ledger.released):
+            raise SittingRefusedError(403, "your place in this study was given back")
         taken = set(self.ledger.reader_of_user.values())
         free = [number for number in range(self.protocol.readers) if number not in taken]
         if not free:

@@ -56,6 +56,16 @@ def analyse(folder: StudyFolder, store: Store, ledger: Ledger) -> Analysis:
         "store_head": str(store.head()),
         "washout_changes": ledger.washouts,
         "refused_too_early": ledger.refused_early,
+        # By number and not by name: who it was stays in the chain.
+        "released": [
+            {
+                "reader": place["reader_no"] + 1,
+                "signed": place["signed"],
+                "reason": place["reason"],
+                "at": place["at"],
+            }
+            for place in ledger.released
+        ],
         "flow": flow(rows, protocol.arms),
         "skip_reasons": sorted(
             {reading["skip_reason"] for reading in rows if reading["skip_reason"]}
