@@ -51,7 +51,7 @@ def arm_of(page):
 
 def sign_by_mouse(page):
     page.click("#sign")
-    assert "14 findings are not set yet" in page.inner_text("#remark")
+    assert "not set yet" in page.inner_text("#remark")
     row = page.locator(".label-row", has_text="Pleural Effusion")
     row.get_by_text("present").click()
     row.locator("select").select_option("left")
@@ -127,6 +127,38 @@ def read_session(page, look=lambda name: None):
 
 
 # ---- The test --------------------------------------------------------------------------------------
+
+
+def test_a_failing_server_loses_no_time_and_mouse_work_is_not_idle(tmp_path):
+    study = make_study(tmp_path / "t", idle_after_s=1)
+    failures = {"events": [500, 503], "answer": [502], "sign": [507]}
+
+    def fail(route):
+        left = failures.get(route.request.url.rpartition("/")[2])
+        if left:
+            return route.fulfill(status=left.pop(0), body="<html>Bad gateway</html>")
+        return route.fallback()
+
+    allowed = [f"status of {status}" for status in (500, 502, 503, 507)]
+    with served(study.path) as address, launched() as browser:
+        with page_of(browser, address.rstrip("/"), path="/study", allowed=allowed) as page:
+            page.route("**/study/tasks/**", fail)
+            page.wait_for_selector("#card .main-action")
+            after(page, lambda: page.click("#card .main-action"))
+            # Three seconds of clicks in the form alone; then a key, which would tell of idle time.
+            for row in page.locator(".label-row").all():
+                row.get_by_text("absent").click()
+                page.wait_for_timeout(200)
+            page.keyboard.press("Escape")
+            sign_by_mouse(page)
+    assert not any(failures.values())
+    with contextlib.closing(open_store(study.path, exclusive=False)) as store:
+        [signed] = store.events("task.signed")
+        told = [event for each in store.events("task.events") for event in each.body["events"]]
+    moments = {event["kind"]: event["t"] for event in told}
+    assert {"task_shown", "first_edit", "sign"} <= set(moments) and signed.body["confidence"] == 5
+    idle = [e for e in told if e["kind"] == "idle" and e["t"] > moments["first_edit"]]
+    assert all(event["seconds"] < 2.5 for event in idle)
 
 
 def test_reader_signs_a_session_by_mouse_and_by_keys(tmp_path):

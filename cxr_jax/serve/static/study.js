@@ -117,12 +117,15 @@ async function put(mine) {
   byId("saved").textContent = `saved ${new Date().toLocaleTimeString()}`;
 }
 
+/** Whether a server has refused a request. One that failed, was too busy or not reached may be sent the same again. */
+const isRefusal = ({ status }) => status >= 400 && status < 500 && status !== 429;
+
 async function insist(method, path, body) {
   for (let wait = 500; ; wait = Math.min(2 * wait, 8000)) {
     try {
       return await request(method, path, body);
     } catch (error) {
-      if (error.status !== OFFLINE) throw error;
+      if (isRefusal(error)) throw error;
       byId("saved").textContent = "offline, kept here";
       await new Promise((done) => setTimeout(done, wait));
     }
@@ -329,7 +332,6 @@ byId("viewport").addEventListener("pointerdown", (event) => {
   byId("viewport").setPointerCapture(event.pointerId);
 });
 byId("viewport").addEventListener("pointermove", (event) => {
-  task?.clock.input();
   if (!drag || !viewer.film) return;
   viewer.dragWindow(event.clientX - drag.x, event.clientY - drag.y);
   drag = { x: event.clientX, y: event.clientY };
@@ -338,6 +340,10 @@ byId("viewport").addEventListener("pointerup", () => {
   if (drag && task) task.clock.tell("window");
   drag = null;
 });
+// Whoever works in the form is as busy as who looks at the film; on the way down, so that nothing can keep it back.
+for (const kind of ["pointermove", "pointerdown", "wheel", "input"]) {
+  document.addEventListener(kind, () => task?.clock.input(), { capture: true, passive: true });
+}
 document.addEventListener("visibilitychange", () => task?.clock.tell(document.hidden ? "hidden" : "visible"));
 for (const [id, call] of [["sign", sign], ["skip", skip], ["pause", pause]]) byId(id).addEventListener("click", () => Promise.resolve(call()).catch(say));
 byId("invert").addEventListener("click", () => viewer.film && viewer.invert());
