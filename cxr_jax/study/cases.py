@@ -22,7 +22,16 @@ from cxr_jax.study import grammar
 from cxr_jax.study import plant as planting
 from cxr_jax.study.plant import Plant
 from cxr_jax.study.protocol import Protocol
-from cxr_jax.study.shown import ABSENT, PRESENT, UNSURE, Frozen, freeze_text, read_texts
+from cxr_jax.study.shown import (
+    ABSENT,
+    PRESENT,
+    SILENT,
+    STATE_WORDS,
+    UNSURE,
+    Frozen,
+    freeze_text,
+    read_texts,
+)
 
 _PLANTS = 5  # stream of the protocol's seed
 # Drawn for each case that is needed: some scenes are passed over.
@@ -296,12 +305,20 @@ def _with_listed_plant(
         or not trace_text
     ):
         raise UserError(f"{manifest_path}:{number}: plant: kind, label and reasoning")
-    [reading] = read_texts([trace_text], is_phantom=False)
+    reading, natural = read_texts([trace_text, study_case.natural.text], is_phantom=False)
     frozen = freeze_text(trace_text, reading, listed.get("answer") or ())
     plant = planting.plant_of(error_kind, label_name, study_case.natural, frozen)
     # Read by the labeler, as readers' reports will be: what it does not see cannot be counted.
     if plant is None:
         raise UserError(
-            f"{manifest_path}:{number}: plant: the labeler does not read that one change alone"
+            f"{manifest_path}:{number}: plant: the labeler does not read that one change, of that kind, alone"
         )
+    # What the AI contradicts by itself is the AI's own; what only the plant does would give it away.
+    made = set(planting.contradictions(reading)) - set(planting.contradictions(natural))
+    # Chips and sentences are shown beside each other, and both have to have the error.
+    read_state = STATE_WORDS.get(reading.states[CHEXPERT_14.index(label_name)], SILENT)
+    if read_state != plant.state_shown:
+        made.add(f"{label_name}: the reasoning is read as {read_state}, not {plant.state_shown}")
+    if made:
+        raise UserError(f"{manifest_path}:{number}: plant: {min(made)}")
     return replace(study_case, shown=frozen, plant=plant)

@@ -7,7 +7,7 @@ read an error as it was meant, and nothing else may have changed.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.labels.taxonomy import CHEXPERT_14, NEGATIVE, POSITIVE
 from cxr_jax.study.shown import ABSENT, PRESENT, SIDE_WORDS, STATE_WORDS, UNSURE, Frozen
 
 if TYPE_CHECKING:
@@ -37,6 +37,16 @@ class Plant:
     text_before: str
     text_after: str
 
+    def lacks_side(self, state: str | None, side_name: str | None) -> bool:
+        """Tell whether a report states a finding whose side was swapped, and no side: nobody knows which it means."""
+        return self.kind == "side" and state in (PRESENT, UNSURE) and side_name is None
+
+    def is_corrected(self, state: str | None, side_name: str | None) -> bool:
+        """Tell whether a report says what is so; one that does not carry the error may have another one instead."""
+        said = state if state in (PRESENT, UNSURE) else ABSENT
+        wanted = self.state_true if self.state_true in (PRESENT, UNSURE) else ABSENT
+        return said == wanted and (self.kind != "side" or side_name == self.side_true)
+
     def is_carried(self, state: str | None, side_name: str | None) -> bool:
         """Tell whether a signed report says what was planted.
 
@@ -47,7 +57,7 @@ class Plant:
         # What a report does not mention, it denies.
         said = state if state in (PRESENT, UNSURE) else ABSENT
         if self.kind == "side":
-            # Without a side the error is not repeated.
+            # Without a side the error is not repeated; nor is it found (`lacks_side`).
             return said != ABSENT and side_name == self.side_shown
         if self.kind == "drop":
             return said == ABSENT
@@ -70,6 +80,9 @@ def plant_of(error_kind: str, label_name: str, truth: Frozen, shown: Frozen) -> 
     # An error that makes a sick patient well, or the reverse, is another size of error: none does.
     if truth.states["No Finding"] != shown.states["No Finding"]:
         return None
+    states = truth.states[label_name], shown.states[label_name]
+    if not _fits(error_kind, states, (truth.sides.get(label_name), shown.sides.get(label_name))):
+        return None
     # Sentences that changed with it: the finding's own and the summary's.
     before = [text for text in truth.sentences if text not in shown.sentences]
     numbers = tuple(
@@ -86,6 +99,21 @@ def plant_of(error_kind: str, label_name: str, truth: Frozen, shown: Frozen) -> 
         text_before=" ".join(before),
         text_after=" ".join(shown.sentences[number - 1] for number in numbers),
     )
+
+
+def _fits(
+    error_kind: str, states: tuple[str, str], side_names: tuple[str | None, str | None]
+) -> bool:
+    """Tell whether a change, from what is so to what is shown, is one of the kind that it is called."""
+    was_said, is_said = (state in (PRESENT, UNSURE) for state in states)
+    # By what is said, since what is denied and what is not mentioned are one to readers.
+    fits = {
+        "add": not was_said and is_said,
+        "drop": was_said and not is_said,
+        "side": was_said and states[0] == states[1] and None not in side_names,
+        "hedge": was_said and is_said and states[0] != states[1],
+    }
+    return fits[error_kind]
 
 
 # ---- Checks ----------------------------------------------------------------------------------------
@@ -110,12 +138,19 @@ def problems(shown: Frozen, reading: "Reading") -> list[str]:
             mismatches.append(
                 f"{label_name}: read on the {side_name} side, meant {shown.sides[label_name]}"
             )
-    # A sentence that affirms what another one denies would give the error away.
+    return mismatches + contradictions(reading)
+
+
+def contradictions(reading: "Reading") -> list[str]:
+    """Say where one sentence affirms what another one denies: that would give an error away."""
+    mismatches = []
     said: dict[tuple[str, str], set[int]] = {}
     for statement in reading.statements:
         for claim in statement.claims:
             said.setdefault((claim.label, claim.side), set()).add(claim.state)
     for (finding, side_name), states in said.items():
-        if len(states) > 1 and finding not in _FOLLOWING:
+        # What is denied without a side is denied on both.
+        denied = {NEGATIVE} & said.get((finding, ""), set()) if POSITIVE in states else set()
+        if len(states | denied) > 1 and finding not in _FOLLOWING:
             mismatches.append(f"{finding} {side_name}: sentences contradict each other")
     return mismatches

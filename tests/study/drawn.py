@@ -36,6 +36,8 @@ def drawn_rows(protocol, readers=READERS, cases=CASES):
                     "detected_flag": caught if is_audited else None,
                     "false_flags": 0 if arm != "manual" else None,
                     "carried": 1 - caught if case % 3 == 0 else None,
+                    "corrected": caught if case % 3 == 0 else None,
+                    "no_side": 0 if case % 3 == 0 else None,
                     "true_items": 20 if arm != "manual" else None,
                     "natural_errors": 0,
                     "natural_carried": 0,

@@ -281,3 +281,47 @@ def test_own_errors_of_the_ai_are_told_from_planted_ones():
     # Nobody knows of the pneumonia, so its rejection is neither.
     assert found["false_flags"] == 2
     assert rows._natural(own, answer) == {"natural_errors": 2, "natural_carried": 1}
+    labels["Pleural Effusion"] = {"state": PRESENT, "side": None}
+    assert rows._natural(own, answer) == {"natural_errors": 1, "natural_carried": 1}
+
+
+@pytest.mark.parametrize(
+    ("side", "counts"),
+    [("right", (1, 0, 0, 0)), ("left", (0, 1, 0, 1)), (None, (None, None, 1, None))],
+)
+def test_reader_who_gives_no_side_has_found_no_swapped_one(side, counts):
+    natural = reading("Pleural Effusion", sides={"Pleural Effusion": "left"})
+    plant = Plant(
+        kind="side",
+        label="Pleural Effusion",
+        state_true=PRESENT,
+        state_shown=PRESENT,
+        side_true="left",
+        side_shown="right",
+        sentences=(1,),
+        text_before="",
+        text_after="",
+    )
+    sealed = SealedCase(
+        case_no=0,
+        abnormal=True,
+        truth=natural.states,
+        truth_sides=natural.sides,
+        natural=natural,
+        plant=plant,
+    )
+    answer = {
+        "labels": {"Pleural Effusion": {"state": PRESENT, "side": side}},
+        "flags": [],
+        "rejected": [],
+    }
+    place = Place(0, 0, 0, 0, 0, "full", False)
+    found = rows._audit(place, sealed, NaturalErrors(), answer)
+    names = ("carried", "corrected", "no_side", "detected_label")
+    assert tuple(found[name] for name in names) == counts
+
+
+def test_readings_without_a_side_are_in_the_flow(whole):
+    bare = [row | {"no_side": 1} if row["planted"] and row["reader"] == 1 else row for row in whole]
+    flow = rows.flow(bare, PROTOCOL.arms)
+    assert [line["of them without a side"] for line in flow] == [8, 8, 8]

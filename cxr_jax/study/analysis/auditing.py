@@ -30,6 +30,7 @@ def auditing(protocol: Protocol, rows: Sequence[Row]) -> Result:
         of_arm = [reading for reading in planted if reading["arm"] == arm_name]
         result["arms"][arm_name] = {
             "carried": _rate(of_arm, "carried"),
+            "corrected": _rate(of_arm, "corrected"),
             "detected_label": _rate(of_arm, "detected_label"),
             "detected_flag": _rate(of_arm, "detected_flag"),
         }
@@ -40,6 +41,7 @@ def auditing(protocol: Protocol, rows: Sequence[Row]) -> Result:
             of_kind = [reading for reading in of_arm if reading["kind"] == error_kind]
             result["kinds"].setdefault(error_kind, {})[arm_name] = {
                 "carried": _rate(of_kind, "carried"),
+                "corrected": _rate(of_kind, "corrected"),
                 "detected_label": _rate(of_kind, "detected_label"),
                 "detected_flag": _rate(of_kind, "detected_flag"),
             }

@@ -37,6 +37,8 @@ COLUMNS = (
     "detected_flag",  # a flag on it, or its chip rejected
     "false_flags",  # on what was true
     "carried",  # the signed report carries the error
+    "corrected",  # it says what is so; neither of the two: another error
+    "no_side",  # it states a finding whose side was swapped and no side: it counts in none of these
     "true_items",  # sentences and chips that were shown and are true
     "natural_errors",  # labels that the AI has wrong by itself
     "natural_carried",  # of these, in the signed report
@@ -198,7 +200,8 @@ def _audit(
     place: Place, sealed_case: SealedCase, natural: NaturalErrors, answer: Mapping[str, Any] | None
 ) -> Row:
     """What became of the planted error, and flags on what was true."""
-    empty = dict.fromkeys(("carried", "detected_label", "detected_flag", "false_flags"))
+    names = ("carried", "corrected", "no_side", "detected_label", "detected_flag", "false_flags")
+    empty: Row = dict.fromkeys(names)
     if answer is None:
         return empty
     # What the arm showed decides what could be flagged.
@@ -226,14 +229,19 @@ def _audit(
         return values
     # Read from the signed states, not from free text.
     said = answer["labels"].get(planted.label, {})
-    carried = planted.is_carried(said.get("state"), said.get("side"))
-    values["carried"] = int(carried)
+    stated = said.get("state"), said.get("side")
+    carried, lacks_side = planted.is_carried(*stated), planted.lacks_side(*stated)
+    values["no_side"] = int(lacks_side)
+    # Whoever uses no sides at all would find every swapped one.
+    if not lacks_side:
+        values |= {"carried": int(carried), "corrected": int(planted.is_corrected(*stated))}
     if shows:
         is_flagged = planted.label in rejected or any(
             flag["sentence"] in sentences or (flag["sentence"] is None and planted.kind == "drop")
             for flag in flags
         )
-        values |= {"detected_label": int(not carried), "detected_flag": int(is_flagged)}
+        values["detected_flag"] = int(is_flagged)
+        values["detected_label"] = None if lacks_side else int(not carried)
     return values
 
 
@@ -241,14 +249,17 @@ def _natural(natural: NaturalErrors, answer: Mapping[str, Any] | None) -> Row:
     """The AI's own errors, and how many of them a signed report carries; asked of the manual arm, too."""
     if answer is None:
         return {"natural_errors": None, "natural_carried": None}
-    said = answer["labels"]
-    carried = sum(
-        error.is_carried(
-            said.get(error.label, {}).get("state"), said.get(error.label, {}).get("side")
-        )
+    said = {
+        name: (label.get("state"), label.get("side")) for name, label in answer["labels"].items()
+    }
+    # As with planted ones: a side that is not given is neither the right one nor the wrong one.
+    asked = [
+        (error, stated)
         for error in natural.errors
-    )
-    return {"natural_errors": len(natural.errors), "natural_carried": carried}
+        if not error.lacks_side(*(stated := said.get(error.label, (None, None))))
+    ]
+    carried = sum(error.is_carried(*stated) for error, stated in asked)
+    return {"natural_errors": len(asked), "natural_carried": carried}
 
 
 def _true_items(
@@ -307,6 +318,7 @@ def flow(rows: Sequence[Row], arms: Sequence[str]) -> list[Row]:
                 "in the time analysis": len(timed),
                 "cannot say": sum(reading["confidence"] is None for reading in signed),
                 "planted, signed": sum(reading["planted"] for reading in signed),
+                "of them without a side": sum(reading["no_side"] or 0 for reading in signed),
                 "reopened": sum(reading["reopened"] > 0 for reading in of_arm),
             }
         )
