@@ -26,7 +26,7 @@ from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.errors import UserError, exit_code, print_lines
 from cxr_jax.study.commands import manage, readers
 from cxr_jax.study.folder import StudyFolder, place_of
-from cxr_jax.study.protocol import make_protocol, read_protocol
+from cxr_jax.study.protocol import LONGEST_WASHOUT, make_protocol, read_protocol
 
 
 def _place(arguments: argparse.Namespace) -> str:
@@ -84,8 +84,9 @@ def _unblind(arguments: argparse.Namespace) -> int:
 
 
 def _washout(arguments: argparse.Namespace) -> int:
-    if arguments.days is None or arguments.days < 0:
-        raise UserError("--days: a number of days, 0 or more")
+    # Held like this, so that what is no number is refused, too.
+    if arguments.days is None or not 0 <= arguments.days <= LONGEST_WASHOUT:
+        raise UserError(f"--days: a number of days, 0 to {LONGEST_WASHOUT}")
     print_lines(manage.set_washout(_place(arguments), arguments.days, arguments.reason))
     return 0
 
@@ -164,6 +165,10 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 # ---- Flags -----------------------------------------------------------------------------------------
 
 
+# Flags that count something, and how far.
+_COUNTS = {"threads": (1, 500), "kills": (0, 10_000), "studies": (1, 100_000)}
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the flags. Raises UserError for bad usage."""
     parser = ArgumentParser("cxr_jax.study", description=__doc__)
@@ -216,6 +221,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--head", action="append", default=[], help="NUMBER:HASH to be in the chain"
     )
     arguments = parser.parse_args(argv)
+    for name, (low, high) in _COUNTS.items():
+        if not low <= getattr(arguments, name) <= high:
+            raise UserError(f"--{name}: a number from {low} to {high}")
     # A demonstration on phantoms without any washout can only be one of simulated readers.
     is_phantom = (arguments.cases or "").startswith("phantom:")
     if arguments.command == "new" and is_phantom and arguments.washout_days == 0:

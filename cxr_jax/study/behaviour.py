@@ -5,6 +5,7 @@ cases and reader-by-arm at random; planted errors are caught with a probability 
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -92,6 +93,10 @@ def no_effects() -> Effects:
     return Effects(time={}, confidence={}, separation={"": 1.5}, catch=caught, own_error=0.5)
 
 
+# How often something happens; all others are effects and spreads.
+_SHARES = ("catch", "own_error", "false_flag", "lost_connection", "double_post", "pause", "skip")
+
+
 def read_effects(effects_path: Path) -> Effects:
     """Read effects from a JSON file; keys that it does not name keep their default.
 
@@ -106,8 +111,25 @@ def read_effects(effects_path: Path) -> Effects:
     known = {each.name for each in fields(Effects)}
     if not isinstance(values, dict) or set(values) - known:
         raise UserError(f"{effects_path}: an object with some of {', '.join(sorted(known))}")
-    # Types and ranges are the dataclass's own business.
+    for name, given in values.items():
+        # As the default is: a number, a word, or a number for each of some arms.
+        default = getattr(Effects(), name)
+        numbers = given.values() if isinstance(given, dict) else [given]
+        low, high = (0, 1) if name in _SHARES else (-1e6, 1e6)
+        is_sound = (
+            isinstance(given, str)
+            if isinstance(default, str)
+            else isinstance(given, dict) == isinstance(default, Mapping)
+            and all(_is_number(number) and low <= number <= high for number in numbers)
+        )
+        if not is_sound:
+            raise UserError(f"{effects_path}: {name}: not of its kind, or no number in its range")
     return Effects(**values)
+
+
+def _is_number(given: object) -> bool:
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    return is_number and math.isfinite(given)
 
 
 def as_json(effects: Effects) -> dict:

@@ -20,6 +20,7 @@ SHOWN = {
     "report": ("labels", "draft"),
     "full": ("labels", "sentences", "draft"),
 }
+LONGEST_WASHOUT = 3650  # days
 
 # ---- Questions, with the words of every point ------------------------------------------------------
 
@@ -139,7 +140,8 @@ class Protocol(BaseModel):
         clock_speed: seconds that a reader reports for each second of the server; 1 but for simulated readers.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # What is no number passes every comparison, and would be found by a server in the middle of a sitting.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     format: Literal["cxr_study_protocol"] = "cxr_study_protocol"
     version: Literal[1] = 1
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
@@ -148,7 +150,9 @@ class Protocol(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**31)  # the only source of chance
     cases: str = "phantom:60"  # or the path of a manifest
     readers: int = Field(default=6, ge=1, le=500)  # places, taken by who comes first
-    washout_days: float = Field(default=28, ge=0, le=3650)  # what regulators ask for: four weeks
+    washout_days: float = Field(
+        default=28, ge=0, le=LONGEST_WASHOUT
+    )  # what regulators ask for: four weeks
     practice_per_block: int = Field(default=1, ge=0, le=5)  # films that count nowhere
     plant_share: float = Field(
         default=0.3, ge=0, le=0.8
@@ -166,7 +170,6 @@ class Protocol(BaseModel):
     over_reliance_margin: float = Field(default=0.10, ge=0, le=0.5)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)  # of the three hypotheses together
     resamples: int = Field(default=4000, ge=100, le=100_000)  # of the crossed bootstrap
-    time_limit_s: float = Field(default=3600, gt=0)  # of one film
     idle_after_s: float = Field(default=30, gt=0)  # without input
     ratings: tuple[Item, ...] = RATINGS
     tlx: tuple[str, ...] = TLX

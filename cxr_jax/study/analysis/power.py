@@ -27,8 +27,8 @@ def power_lines(
     """
     source, _, number = protocol.cases.partition(":")
     # A manifest's rows are counted when the study is made; before that, a number is what is asked about.
-    if source != "phantom" or not number.isdigit():
-        raise UserError("power: --cases=phantom:N says how many cases")
+    if source != "phantom" or not number.isdecimal() or not 2 <= int(number[:6]) <= 2000:
+        raise UserError("power: --cases=phantom:N says how many cases, 2 to 2000")
     if protocol.design != "crossed":
         raise UserError("power: of crossed studies only")
     if study_count < 10:
