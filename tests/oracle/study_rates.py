@@ -96,15 +96,20 @@ def main():
         caught = conduct.caught[:, :, :PLANTED].astype(float)
         found["detection, paired"] = paired.contrast(caught[2] - caught[1]).p_value
         if args.models:
+            # As the analysis decides: the larger p value of the model and of the contrast of the same cells.
             confidence = conduct.confidence[1:]
-            found["H2 confidence"] = _model_p(confidence)
+            found["H2 confidence, model"] = _model_p(confidence)
+            of_readers = paired.contrast((confidence[1] - confidence[0]).astype(float)).p_value
+            found["H2 confidence"] = max(found["H2 confidence, model"], of_readers)
             detection = conduct.caught[1:, :, :PLANTED].astype(int)
-            found["H3 detection"] = _model_p(detection)
-            reliance = paired.contrast(caught[0] - caught[2]).one_sided(0.10, -1)
+            found["H3 detection, model"] = _model_p(detection)
+            found["H3 detection"] = max(found["H3 detection, model"], found["detection, paired"])
+            # One-sided against the margin, and doubled.
+            reliance = 2 * paired.contrast(caught[0] - caught[2]).one_sided(0.10, -1)
             primary = {
                 "H1": found["H1 time"],
                 "H2": found["H2 confidence"],
-                "H3": max(found["H3 detection"], reliance),
+                "H3": min(1.0, max(found["H3 detection"], reliance)),
             }
             found["any of H1-H3 after Holm"] = min(audit_rates.holm(primary).values())
         for name, p_value in found.items():
