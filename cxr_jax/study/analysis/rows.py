@@ -124,7 +124,7 @@ def _row(
         "reopened": max(0, len(task_record.opened) - 1),
         "skip_reason": task_record.skip_reason,
     }
-    values |= _times(folder, task_record)
+    values |= times_of(folder, task_record)
     # What was not signed is no answer, however complete.
     is_signed = task_record.state == "signed" and task_record.answer is not None
     signed_answer = task_record.answer if is_signed else None
@@ -159,8 +159,8 @@ def any_truth(truths: Sequence[int | None]) -> int | None:
     return None if None in truths else 0
 
 
-def _times(folder: StudyFolder, task_record: TaskRecord) -> Row:
-    """Active and wall seconds, and whether the two clocks agree."""
+def times_of(folder: StudyFolder, task_record: TaskRecord) -> Row:
+    """Give active and wall seconds of a task, and whether the two clocks agree."""
     speed = folder.protocol.clock_speed
     # The client's time, held against the server's below.
     measured = timing.measure(task_record.pages, _held(task_record, speed))

@@ -178,11 +178,11 @@ class Reader:
             self.reader_no, following["session"] - 1, following["position"] - 1
         ]
         tab = self._open(following["task"])
+        if self.chance.random() < effects.lost_connection:
+            tab = self._second_tab(tab)
         # Nobody sees a film before it is opened: a slow server's opening is none of the reader's time.
         began = time.monotonic()
         self.client.get(f"{tab.path}/pixels")
-        if self.chance.random() < effects.lost_connection:
-            tab = self._second_tab(tab)
         odds = {"loss": effects.lost_connection, "twice": effects.double_post}
         seconds, halves = self._times(place)
         tab = self._tell_times(tab, halves, began, odds)
@@ -219,6 +219,8 @@ class Reader:
                 {"kind": "task_resumed", "t": 0.0},
                 *(event | {"t": event["t"] - start} for event in second),
             ]
+            # In which it is spent: a tab has no more than the server's time between its opening and the next one's.
+            self._spend(second[-1]["t"], time.monotonic())
         batch = {"page": after_cut.page, "idem_key": self._name(), "events": second}
         self.client.post(f"{tab.path}/events", batch, **odds)
         return after_cut

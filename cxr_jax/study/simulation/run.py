@@ -16,7 +16,7 @@ from pathlib import Path
 from cxr_jax.errors import RunFailedError, UserError
 from cxr_jax.store import Store
 from cxr_jax.store.records.actors import OPERATOR
-from cxr_jax.study import timing
+from cxr_jax.study.analysis.rows import times_of
 from cxr_jax.study.behaviour import Effects, as_json, read_effects
 from cxr_jax.study.commands import manage
 from cxr_jax.study.folder import StudyFolder
@@ -151,8 +151,8 @@ def _check_seconds(store: Store, folder: StudyFolder, readers: list[Reader]) -> 
         for task, seconds in reader.seconds.items():
             if signed[task] != 1:
                 raise RunFailedError(f"simulate: a report was signed {signed[task]} times")
-            # Over all tabs that had the task: a page that is loaded again goes on with the time.
-            measured = timing.measure(ledger.task(task).pages).active
+            # As the analysis does, over all tabs that had the task: a page that is loaded again goes on with the time.
+            measured = times_of(folder, ledger.task(task))["active_s"] or 0.0
             if abs(measured - seconds) > _CLOSE_S:
                 raise RunFailedError(
                     f"simulate: a reading took {seconds:.2f} s, and {measured:.2f} s were counted"
