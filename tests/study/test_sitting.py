@@ -13,6 +13,7 @@ from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.store import open_store
 from cxr_jax.store.records.actors import Actor
 from cxr_jax.study.analysis.rows import make_rows
+from cxr_jax.study.analysis.study import shortest_washout
 from cxr_jax.study.commands import manage
 from cxr_jax.study.folder import SEALED, StudyFolder
 from cxr_jax.study.ledger import Ledger
@@ -161,6 +162,27 @@ def test_session_a_day_early_gets_423_with_the_date(study, store):
     assert store.events("study.too_early")[-1].body["session_no"] == 1
     now[0] = datetime.now(UTC) + timedelta(days=28, minutes=1)
     assert sitting.next(ANNA)["session"] == 2
+
+
+def test_shortest_washout_is_what_was_kept_and_not_what_was_planned(study, store):
+    ledger = Ledger(study.protocol.name)
+    days = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def reads(reader_no, session_no, first_day, last_day):
+        tasks = Sitting(study, store).tasks_of(reader_no)
+        own = [task for task, place in tasks.items() if place.session_no == session_no]
+        for day, task in ((first_day, own[0]), (last_day, own[-1])):
+            told = (days + timedelta(days=day)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            record = ledger.task(task)
+            record.opened, record.signed_at = [told], told
+
+    assert shortest_washout(study, store, ledger) is None
+    reads(0, 0, 0, 1)
+    reads(0, 1, 30, 31)
+    reads(1, 0, 0, 20)
+    assert shortest_washout(study, store, ledger) == pytest.approx(29)
+    reads(1, 1, 23.5, 24)
+    assert shortest_washout(study, store, ledger) == pytest.approx(3.5)
 
 
 def test_tab_that_never_had_the_task_has_no_time(study, store):

@@ -166,7 +166,7 @@ def times_of(folder: StudyFolder, task_record: TaskRecord) -> Row:
     measured = timing.measure(task_record.pages, _held(task_record, speed))
     wall = is_sound = untold = None
     if task_record.opened and task_record.signed_at:
-        wall = (_moment(task_record.signed_at) - _moment(task_record.opened[0])).total_seconds()
+        wall = (moment(task_record.signed_at) - moment(task_record.opened[0])).total_seconds()
         is_sound = int(timing.agrees_with_server(measured, wall, speed))
         # A program's clock runs faster than its requests, so it leaves much untold.
         if speed == 1:
@@ -184,7 +184,7 @@ def times_of(folder: StudyFolder, task_record: TaskRecord) -> Row:
 def _held(task_record: TaskRecord, speed: float) -> dict[str, float]:
     """Seconds for which each tab had the task, but for the last one, which had it to the end."""
     held: dict[str, float] = {}
-    moments = list(map(_moment, task_record.opened))
+    moments = list(map(moment, task_record.opened))
     for page, began, ended in zip(task_record.openers, moments, moments[1:], strict=False):
         held[page] = held.get(page, 0.0) + (ended - began).total_seconds() * speed
     if task_record.openers:
@@ -192,7 +192,8 @@ def _held(task_record: TaskRecord, speed: float) -> dict[str, float]:
     return held
 
 
-def _moment(text: str) -> datetime:
+def moment(text: str) -> datetime:
+    """Read a time of the chain."""
     return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from cxr_jax.study import allocate
 from cxr_jax.study.analysis import endpoints
 from cxr_jax.study.analysis.auditing import auditing
 from cxr_jax.study.analysis.contrasts import finite
-from cxr_jax.study.analysis.rows import Row, flow, make_rows
+from cxr_jax.study.analysis.rows import Row, flow, make_rows, moment
 from cxr_jax.study.folder import StudyFolder
 from cxr_jax.study.ledger import Ledger, washout_days
 from cxr_jax.study.protocol import Protocol
+from cxr_jax.study.sitting import Sitting
 from cxr_jax.study.statistics.audit_rates import holm
 
 FORMAT = "cxr_study_analysis"
@@ -55,6 +57,7 @@ def analyse(folder: StudyFolder, store: Store, ledger: Ledger) -> Analysis:
         "seal_sha256": ledger.sealed["seal_sha256"],
         "store_head": str(store.head()),
         "washout_changes": ledger.washouts,
+        "shortest_washout_days": shortest_washout(folder, store, ledger),
         "refused_too_early": ledger.refused_early,
         # By number and not by name: who it was stays in the chain.
         "released": [
@@ -88,6 +91,30 @@ def first_line(protocol: Protocol, days: float) -> str:
     if protocol.design == "split":
         return "split: each case once for each reader, arms rotate over readers; no washout needed"
     return f"crossed: each case once in each arm for each reader, washout {days:g} days between sessions"
+
+
+def shortest_washout(folder: StudyFolder, store: Store, ledger: Ledger) -> float | None:
+    """Give the shortest time between two sessions of a reader, in days; None if nobody came to a second one.
+
+    From last signature to first film, by the server's clock: one that was set wrong keeps no washout, and shows here.
+    """
+    sitting = Sitting(folder, store)
+    kept: list[float] = []
+    for reader_no in range(folder.protocol.readers):
+        opened: dict[int, list[datetime]] = {}
+        done: dict[int, list[datetime]] = {}
+        for task_id, place in sitting.tasks_of(reader_no).items():
+            record = ledger.task(task_id)
+            opened.setdefault(place.session_no, []).extend(map(moment, record.opened[:1]))
+            if record.signed_at:
+                done.setdefault(place.session_no, []).append(moment(record.signed_at))
+        # The session before is over when the next one begins, so its last film is known.
+        kept += [
+            (min(opened[session_no]) - max(done[session_no - 1])).total_seconds() / 86_400
+            for session_no in range(1, folder.protocol.sessions)
+            if opened.get(session_no) and done.get(session_no - 1)
+        ]
+    return min(kept, default=None)
 
 
 def _balance(protocol: Protocol, folder: StudyFolder, rows: Sequence[Row]) -> dict[str, Any]:

@@ -49,6 +49,10 @@ def analyse(place: str | Path) -> list[str]:
     lines = ["SIMULATED readers: these numbers are about a program, not about people"]
     lines = lines if document["simulated"] else []
     lines.append(document["first_line"])
+    if document["shortest_washout_days"] is not None:
+        lines.append(
+            f"shortest washout that was kept: {document['shortest_washout_days']:.2f} days"
+        )
     for hypothesis in document["hypotheses"]:
         # In one line each, for a terminal.
         verdict = "supported" if hypothesis["supported"] else "not supported"
