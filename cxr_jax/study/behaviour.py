@@ -5,7 +5,6 @@ cases and reader-by-arm at random; planted errors are caught with a probability 
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -120,16 +119,16 @@ def read_effects(effects_path: Path) -> Effects:
             isinstance(given, str)
             if isinstance(default, str)
             else isinstance(given, dict) == isinstance(default, Mapping)
-            and all(_is_number(number) and low <= number <= high for number in numbers)
+            and all(_is_number(number, low, high) for number in numbers)
         )
         if not is_sound:
             raise UserError(f"{effects_path}: {name}: not of its kind, or no number in its range")
     return Effects(**values)
 
 
-def _is_number(given: object) -> bool:
-    is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    return is_number and math.isfinite(given)
+def _is_number(given: object, low: float, high: float) -> bool:
+    # A bool is an int to Python; what is no number lies between no two.
+    return isinstance(given, int | float) and not isinstance(given, bool) and low <= given <= high
 
 
 def as_json(effects: Effects) -> dict:
