@@ -68,6 +68,10 @@ def analyse(place: str | Path) -> list[str]:
                 f"full - manual {gap['estimate']:.3f} [{gap['low']:.3f}, {gap['high']:.3f}], "
                 f"p {hypothesis['p_over_reliance']:.2g}"
             )
+    # Asked by the protocol's arms, and not answered by what was read.
+    lines += [
+        f"{entry['name']} no answer: {entry['refused']}" for entry in document["hypotheses_refused"]
+    ]
     return [*lines, f"{study.folder.path / ANALYSIS}", f"{study.folder.path / REPORT}"]
 
 
