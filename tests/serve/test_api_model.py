@@ -183,7 +183,8 @@ def test_32_clients_vanish_and_nobody_else_notices(room, client, films):
     assert 1 <= counts()["cancelled_total"] - before <= 32
 
 
-def test_metrics_tell_of_the_engine(room):
+def test_metrics_tell_of_the_engine(room, client, films):
+    client.chat.completions.create(model="phantom", messages=[user(films[0][0])], max_tokens=2)
     metrics = httpx.get(f"{room.url}/metrics").text
     assert 'cxr_jax_requests_total{route="/v1/chat/completions",status="2xx"}' in metrics
     assert "cxr_jax_engine_tokens_total" in metrics
