@@ -20,10 +20,19 @@ pytestmark = [
 ]
 
 
+NO_SIDE = {("labels", 1, 1), ("full", 2, 4), ("full", 3, 7)}
+
+
 def test_r_gives_the_same_numbers(tmp_path):
     protocol = make_protocol(name="t", readers=READERS, seed=5)
     assert set(protocol.suspicion_labels) <= set(CHEXPERT_14)
-    rows = drawn_rows(protocol)
+    # A report that gives no side of a swapped finding has no answer, and its pair none either.
+    rows = [
+        row | {"detected_label": None, "carried": None, "corrected": None, "no_side": 1}
+        if row["planted"] and (row["arm"], row["reader"], row["case"]) in NO_SIDE
+        else row
+        for row in drawn_rows(protocol)
+    ]
     (tmp_path / "rows.csv").write_text(to_csv(rows))
     (tmp_path / "analysis.R").write_text(forms.r_script(protocol))
     command = [RSCRIPT, "--vanilla", "analysis.R", "rows.csv"]

@@ -73,7 +73,10 @@ if (all(c("labels", "full") %in% arms)) {
   e <- d[d$planted == 1 & d$arm %in% c("labels", "full") & !is.na(d$detected_label), ]
   e$full <- as.integer(e$arm == "full")
   shares <- tapply(e$detected_label, e$full, mean)
-  if (length(shares) == 2) say("detection.gap", shares[["1"]] - shares[["0"]])
+  # Pairs of one reader and case, as analysis.json takes them; a split study has none.
+  pairs <- merge(e[e$full == 1, ], e[e$full == 0, ], by = c("reader", "case"))
+  gap <- mean(pairs$detected_label.x - pairs$detected_label.y)
+  if (length(shares) == 2) say("detection.gap", if (nrow(pairs)) gap else shares[["1"]] - shares[["0"]])
   if (length(shares) == 2 && all(shares > 0 & shares < 1)) {
     # Its usual tolerance stops 1e-3 short of the optimum where a variance is nothing.
     m <- suppressMessages(glmer(detected_label ~ full + (1 | reader) + (1 | case), e,
