@@ -39,7 +39,20 @@ training on two cores):
         --config.data.eval="films: files OUT/held.jsonl image_root=FILMS"
 
 So probabilities rank findings better than chance, below the probe on the tower they started from, and the answers are
-those of the set: another patient's film does as well. RL on films and random weights are not run.
+those of the set: another patient's film does as well.
+
+**RL from there** (2026-11-30, commit b929c77, seed 0; 16 prompts x 8; the same test films). At RL's usual rate of 2e-4
+it fell apart: entropy doubled by step 8, Jaccard on the films that choose 0.358 -> 0.046 by step 10; the alarms named
+it. At 3e-5, 30 steps (4 minutes beside other work): Jaccard 0.367 -> 0.364, change -0.003 [-0.037, +0.031]; macro-F1
++0.011 [-0.027, +0.050]; AUROC -0.001 [-0.038, +0.040]; pooled ECE +0.028 [+0.015, +0.043], so surer and no better;
+traces agree more with their answers (0.874 -> 0.956) and no more with the truth (0.371, 0.370). One seed.
+
+    bash launch/local.sh --config=experiments/rl.py:files --workdir=runs/films_rl_$s --config.model=runs/films_$s/hf \\
+        --config.seed=$s --config.data.seed=$((s + 1)) --config.optim.lr=3e-5 --config.steps=30 \\
+        --config.rl.prompts_per_step=16 --config.eval.every=10 --config.eval.n=130 --config.eval.n_final=0 \\
+        --config.eval.probabilities=True --config.data.ood=films (and the two sources above)
+
+Other seeds of RL, random weights and native sizes are not run.
 """
 
 import csv
