@@ -115,5 +115,6 @@ def test_an_archive_that_fails_is_told_in_the_dialog(entered, film):
     assert archive.asked == []
     # The keys of the page are its own again.
     page.keyboard.press("Escape")
+    page.locator("#archives").wait_for(state="hidden")
     page.keyboard.press("?")
-    assert page.locator("#help").is_visible()
+    page.locator("#help").wait_for()
