@@ -87,10 +87,10 @@ def fit_boxes(
     down, across = target_height / canvas_height, target_width / canvas_width
     marked = np.zeros((target_height, target_width), bool)
     for left, top, box_width, box_height in boxes:
-        # Outward: a pixel that a box touches is of the box.
-        first_row = int(np.floor((top_margin + top * height) * down))
+        # Outward: a pixel that a box touches is of the box. Boxes may begin a little before the film.
+        first_row = max(0, int(np.floor((top_margin + top * height) * down)))
         last_row = int(np.ceil((top_margin + (top + box_height) * height) * down))
-        first_column = int(np.floor((left_margin + left * width) * across))
+        first_column = max(0, int(np.floor((left_margin + left * width) * across)))
         last_column = int(np.ceil((left_margin + (left + box_width) * width) * across))
         marked[first_row:last_row, first_column:last_column] = True
     return marked

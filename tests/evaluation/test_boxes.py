@@ -121,6 +121,11 @@ def test_rows_that_are_written_keep_their_boxes(rows, tmp_path):
     assert len(over) == 1 and over[0] == pytest.approx([0.9, 0, 0.1, 0.3])
 
 
+def test_a_box_that_begins_before_the_film_is_covered_from_its_edge():
+    marked = resize.fit_boxes([(-0.01, -0.01, 0.51, 0.51)], (512, 512), 224)
+    assert marked[:112, :112].all() and marked.sum() == 112 * 112
+
+
 def test_boxes_go_where_the_film_goes():
     """A film with one white rectangle: its box, fitted, is where the rectangle is after fitting."""
     generator = np.random.default_rng(0)
