@@ -1,6 +1,6 @@
 """Render phantom scenes: attenuation along each ray, Beer-Lambert, scatter, detector, display.
 
-Below `render`, every function draws one scene; maps are float32 [SIZE, SIZE].
+Below `render`, every function draws one scene; maps are float32 [side, side].
 """
 
 import functools
@@ -54,13 +54,19 @@ FLUFF, _CLOUD, _DETECTOR = 1, 2, 3
 BLUR_CELLS = 16  # a side of the grid on which scatter is blurred
 
 
-def render(scene: Tree) -> jax.Array:
-    """Render images float32 [B,224,224] in 0..1 of scenes; opacity and bone bright, air dark. Jittable."""
-    return jax.vmap(_render_one)(scene)
+def render(scene: Tree, side: int = SIZE) -> jax.Array:
+    """Render images float32 [B,side,side] in 0..1 of scenes; opacity and bone bright, air dark. Jittable.
+
+    Args:
+        scene: of `sample_scenes`.
+        side: in pixels, a multiple of 16. Larger films show the same bodies: lines keep their width in the body, and
+            the noise its size in pixels, as on a detector with more of them.
+    """
+    return jax.vmap(functools.partial(_render_one, side=side))(scene)
 
 
-def _render_one(scene: Tree) -> jax.Array:
-    return develop(scene, *_attenuation(scene))
+def _render_one(scene: Tree, side: int) -> jax.Array:
+    return develop(scene, *_attenuation(scene, side))
 
 
 def develop(scene: Tree, attenuation: jax.Array, metal: jax.Array) -> jax.Array:
@@ -71,11 +77,11 @@ def develop(scene: Tree, attenuation: jax.Array, metal: jax.Array) -> jax.Array:
         attenuation: along each ray.
         metal: how much of it is metal, in 0..1.
     """
-    acquisition = scene["acq"]
+    acquisition, side = scene["acq"], attenuation.shape[-1]
 
     # ---- What reaches the detector ----
     primary = jnp.exp(-attenuation)
-    down, up = (jnp.asarray(matrix) for matrix in _blur_matrices())
+    down, up = (jnp.asarray(matrix) for matrix in _blur_matrices(side))
     scatter = up @ (down @ primary @ down.T) @ up.T
 
     # ---- Log detector: what it reports is the attenuation it believes in ----
@@ -83,7 +89,7 @@ def develop(scene: Tree, attenuation: jax.Array, metal: jax.Array) -> jax.Array:
     displayed = (reported - 0.27 + acquisition[Acquisition.WINDOW]) * (1.0 / 2.5)
 
     # ---- Console: what it does for the eye ----
-    centres = pixel_centres(SIZE)
+    centres = pixel_centres(side)
     displayed -= 0.45 * jnp.maximum(displayed - 0.70, 0.0)  # shoulder: leaves room above bone
     displayed += 0.20 * metal  # edge enhancement; scatter would drown metal over the spine
     displayed = (
@@ -98,7 +104,7 @@ def develop(scene: Tree, attenuation: jax.Array, metal: jax.Array) -> jax.Array:
         displayed += scene["sharpness"] * (displayed - _soften(displayed))
 
     # ---- Noise, tone and veil ----
-    noise = pixel_noise(noise_seed(scene, _DETECTOR))
+    noise = pixel_noise(noise_seed(scene, _DETECTOR), side)
     amount = acquisition[Acquisition.NOISE] * 1.25 * noise * (0.6 + 0.6 * displayed)
     displayed = jnp.clip(displayed + amount, 0.0, 1.0)
     # Tone curve x -> x (1 + gamma) / (1 + gamma x), a cheap stand-in for a power with fixed ends.
@@ -125,13 +131,13 @@ class _Disease(NamedTuple):
     collapse: jax.Array
 
 
-def _attenuation(scene: Tree) -> tuple[jax.Array, jax.Array]:
+def _attenuation(scene: Tree, side: int) -> tuple[jax.Array, jax.Array]:
     """Attenuation along each ray (about 0 in free air, 0.6 in lung, 3 in the abdomen), and metal in 0..1."""
     anatomy = scene["anatomy"]
-    grid = chest(scene)
-    fluff = smooth_noise(noise_seed(scene, FLUFF), 30)
-    cloud = smooth_noise(noise_seed(scene, _CLOUD), 11)
-    tree = _vessel_trees(scene)
+    grid = chest(scene, side)
+    fluff = smooth_noise(noise_seed(scene, FLUFF), 30, side)
+    cloud = smooth_noise(noise_seed(scene, _CLOUD), 11, side)
+    tree = _vessel_trees(scene, side)
     cardiac, pedicle = heart(scene, grid), mediastinum(scene, grid)
     disease = _draw_disease(scene, grid, fluff, tree)
     amount, gas = disease.amount, disease.pneumothorax.air
@@ -348,11 +354,11 @@ def noise_seed(scene: Tree, stream: int) -> jax.Array:
     )
 
 
-def _vessel_trees(scene: Tree) -> jax.Array:
+def _vessel_trees(scene: Tree, side: int) -> jax.Array:
     """Vessel map: a tree of the bank for each lung, resampled into place by small matmuls."""
     acquisition = scene["acq"]
     bank = jnp.asarray(tree_bank())
-    centres = pixel_centres(SIZE)
+    centres = pixel_centres(side)
     across, down = (
         (centres - acquisition[Acquisition.SHIFT_X]) / acquisition[Acquisition.MAGNIFICATION],
         (centres - acquisition[Acquisition.SHIFT_Y]) / acquisition[Acquisition.MAGNIFICATION],
@@ -374,11 +380,11 @@ def _vessel_trees(scene: Tree) -> jax.Array:
     return right + both[:, TREE:] @ (columns * (across > 0)[:, None]).T
 
 
-def _blur_matrices() -> tuple[np.ndarray, np.ndarray]:
+def _blur_matrices(side: int) -> tuple[np.ndarray, np.ndarray]:
     """Fixed matrices of the scatter blur: average to 16 x 16, then back up through a wide smooth kernel."""
-    factor = SIZE // BLUR_CELLS
-    down = np.kron(np.eye(BLUR_CELLS), np.full((1, factor), BLUR_CELLS / SIZE)).astype(np.float32)
-    places = (np.arange(SIZE) + 0.5) / SIZE * BLUR_CELLS - 0.5
+    factor = side // BLUR_CELLS
+    down = np.kron(np.eye(BLUR_CELLS), np.full((1, factor), BLUR_CELLS / side)).astype(np.float32)
+    places = (np.arange(side) + 0.5) / side * BLUR_CELLS - 0.5
     offset = places[:, None] - np.arange(BLUR_CELLS)[None, :]
     weights = np.exp(-(offset**2) / (2 * 1.2**2))
     return down, (weights / weights.sum(1, keepdims=True)).astype(np.float32)
@@ -394,4 +400,4 @@ def _soften(image: jax.Array) -> jax.Array:
 
 
 def _shift(padded: jax.Array, axis: int, start: int) -> jax.Array:
-    return jax.lax.slice_in_dim(padded, start, start + SIZE, axis=axis)
+    return jax.lax.slice_in_dim(padded, start, padded.shape[axis] - 4 + start, axis=axis)

@@ -103,9 +103,9 @@ def hat(position: jax.Array, count: int) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _upsampler(count: int) -> np.ndarray:
-    """Cubic B-spline upsampling matrix [SIZE, count], scaled so unit noise keeps about unit variance."""
-    places = (np.arange(SIZE)[:, None] + 0.5) / SIZE * (count - 1)
+def _upsampler(count: int, side: int) -> np.ndarray:
+    """Cubic B-spline upsampling matrix [side, count], scaled so unit noise keeps about unit variance."""
+    places = (np.arange(side)[:, None] + 0.5) / side * (count - 1)
     distance = np.abs(places - np.arange(count)[None, :])
     near = 2 / 3 - distance**2 + distance**3 / 2
     far = (2 - distance) ** 3 / 6
@@ -113,9 +113,9 @@ def _upsampler(count: int) -> np.ndarray:
     return (weights / np.sqrt((weights**2).sum(1, keepdims=True).mean())).astype(np.float32)
 
 
-def smooth_noise(seed: jax.Array, count: int) -> jax.Array:
-    """Draw smooth unit-variance noise float32 [SIZE, SIZE] from a count x count grid of normal numbers."""
-    upsampler = jnp.asarray(_upsampler(count))
+def smooth_noise(seed: jax.Array, count: int, side: int = SIZE) -> jax.Array:
+    """Draw smooth unit-variance noise float32 [side, side] from a count x count grid of normal numbers."""
+    upsampler = jnp.asarray(_upsampler(count, side))
     return upsampler @ pixel_noise(seed, count) @ upsampler.T
 
 

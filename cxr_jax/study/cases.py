@@ -5,12 +5,14 @@
 `plant`: `kind`, `label`, `reasoning`, `answer`.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from cxr_jax import phantom
@@ -39,6 +41,8 @@ _SPARE = 3
 # Of the cases have one of the labels that suspicion is asked for, at most: AUC needs both kinds.
 _SUSPECT = 0.6
 _BATCH = 64
+# Films for the eye have sixteen times the pixels, and each of their maps is there at once.
+_EYE_BATCH = 4
 _TRUTH_WORDS = {1: PRESENT, -1: UNSURE, 0: ABSENT}
 
 
@@ -47,7 +51,8 @@ class Case:
     """One case. What readers may learn of it is the film and, by arm, `shown`.
 
     Attributes:
-        pixels: float32 [H, W] in 0..1.
+        pixels: float32 [H, W] in 0..1, for the eye.
+        model_input: float32 [h, w] in 0..1, the same film as the model is given it, or None where that is `pixels`.
         truth: state of each of the 14 labels, words of `shown.py`; a label that is not known is left out.
         natural: what the AI said.
         shown: what readers see of it: `natural`, or the planted reading.
@@ -55,6 +60,7 @@ class Case:
     """
 
     pixels: np.ndarray
+    model_input: np.ndarray | None = None
     truth: Mapping[str, str]
     truth_sides: Mapping[str, str]
     natural: Frozen
@@ -117,16 +123,18 @@ def _phantom_cases(protocol: Protocol, case_count: int, practice_count: int) -> 
     chosen += [number for number in sound if number not in set(chosen)][:practice_count]
     if len(chosen) < wanted:
         raise UserError(f"--cases=phantom:{case_count}: only {len(chosen)} sound scenes were drawn")
+    films = _films_for_the_eye([scenes[number][0] for number in chosen], protocol.film_side)
     # What the grammar says of a scene is what is so, and what the AI says.
     cases = [
         Case(
-            pixels=scenes[number][1],
+            pixels=film,
+            model_input=scenes[number][1],
             truth=readings[number].states,
             truth_sides=readings[number].sides,
             natural=readings[number],
             shown=readings[number],
         )
-        for number in chosen
+        for number, film in zip(chosen, films, strict=True)
     ]
     scene_rows_ = [scenes[number][0] for number in chosen[:case_count]]
     planted = _plant(protocol, cases[:case_count], scene_rows_, chosen[:case_count])
@@ -143,6 +151,23 @@ def _draw_scenes(seed: int, count: int) -> list[tuple[dict[str, Any], np.ndarray
             (phantom.scene_row(batch["scene"], row), batch["image"][row]) for row in range(_BATCH)
         ]
     return scenes[:count]
+
+
+def _films_for_the_eye(scene_rows: Sequence[dict[str, Any]], side: int) -> list[np.ndarray]:
+    """Render scenes once more, side x side pixels each."""
+    films: list[np.ndarray] = []
+    for first in range(0, len(scene_rows), _EYE_BATCH):
+        batch = list(scene_rows[first : first + _EYE_BATCH])
+        # The last batch is filled up, so that there is one program.
+        filled = batch + batch[:1] * (_EYE_BATCH - len(batch))
+        scene = jax.tree.map(lambda *values: np.stack(values), *filled)
+        films += list(np.asarray(_render(scene, side))[: len(batch)])
+    return films
+
+
+@functools.partial(jax.jit, static_argnames="side")
+def _render(scene: dict[str, Any], side: int) -> jax.Array:
+    return phantom.render(scene, side)
 
 
 def _mixed(

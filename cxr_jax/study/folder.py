@@ -1,6 +1,7 @@
 """The folder of a study: its files, its store, and how a study is made and sealed.
 
     protocol.json  cases.json  shown.json  allocation.json  films/     what the server reads
+    inputs/                                                            phantom films as a model is given them
     sealed.json                                                        what it does not: truth and planted errors
     room.db  secret                                                    the store (`cxr_jax.store`)
 
@@ -117,19 +118,22 @@ class StudyFolder:
 
     @cached_property
     def films(self) -> list[dict[str, Any]]:
-        """Of each case: rows, columns, sha256 of the film."""
+        """Of each case: rows, columns, sha256 of the film and, of phantoms, of the model's input."""
         return self._json(CASES)
 
     def film_bytes(self, case_no: int) -> bytes:
         """A film's levels, gzip of little-endian uint16, row by row."""
-        film_path = self._film_path(case_no)
+        return self._levels("films", self.films[case_no]["sha256"])
+
+    def _levels(self, kind: str, digest: str) -> bytes:
+        film_path = self._levels_path(kind, digest)
         try:
             return film_path.read_bytes()
         except OSError as error:
             raise UserError(f"{film_path}: no film can be read ({error.strerror})") from None
 
-    def _film_path(self, case_no: int) -> Path:
-        return self.path / "films" / f"{self.films[case_no]['sha256']}.u16.gz"
+    def _levels_path(self, kind: str, digest: str) -> Path:
+        return self.path / kind / f"{digest}.u16.gz"
 
     def _json(self, name: str) -> Any:
         try:
@@ -148,16 +152,20 @@ class StudyFolder:
         # By content and not by bytes: a blank more in a file changes nothing that is read.
         hashes_found = {name: sha256_of(self._json(name)) for name in OPEN_FILES}
         # Films are named by what is in them, so their list is their hash if each still is what its name says.
-        digests = []
-        for case_no, film in enumerate(self.films):
-            digest = self._levels_sha256(case_no)
-            digests.append(digest if digest == film["sha256"] else "changed")
+        named = [("films", film["sha256"]) for film in self.films]
+        named += [
+            ("inputs", film["input_sha256"]) for film in self.films if film.get("input_sha256")
+        ]
+        digests = [
+            digest if self._levels_sha256(kind, digest) == digest else "changed"
+            for kind, digest in named
+        ]
         return hashes_found | {"films": sha256_of(digests)}
 
-    def _levels_sha256(self, case_no: int) -> str | None:
+    def _levels_sha256(self, kind: str, digest: str) -> str | None:
         """Hash a film's levels; None for a file that holds none any more."""
         try:
-            levels = gzip.decompress(self.film_bytes(case_no))
+            levels = gzip.decompress(self._levels(kind, digest))
         # A byte of the file that was turned round: zlib, gzip and the end of the file each say it in their own way.
         except (OSError, EOFError, zlib.error):
             return None
@@ -213,7 +221,8 @@ class StudyFolder:
         ]
         places = allocate.allocate(protocol, strata)
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self.path / "films").mkdir(mode=0o700, exist_ok=True)
+        for kind in ("films", "inputs"):
+            (self.path / kind).mkdir(mode=0o700, exist_ok=True)
         # Practice cases have the numbers behind the last one.
         every_case = [*gathered.cases, *gathered.practice]
         # Films first: lists that name them come after they are there.
@@ -229,12 +238,23 @@ class StudyFolder:
         write_protocol(self.path / PROTOCOL, protocol)
 
     def _write_film(self, study_case: "Case") -> dict[str, Any]:
-        levels = np.rint(np.clip(study_case.pixels, 0, 1) * _LEVELS).astype("<u2")
-        digest = hashlib.sha256(levels.tobytes()).hexdigest()
+        rows, columns = study_case.pixels.shape
+        film = {
+            "rows": rows,
+            "columns": columns,
+            "sha256": self._write_levels("films", study_case.pixels),
+        }
+        if study_case.model_input is None:
+            return film
+        return film | {"input_sha256": self._write_levels("inputs", study_case.model_input)}
+
+    def _write_levels(self, kind: str, pixels: np.ndarray) -> str:
+        """Write a film's levels and give their hash, which names the file."""
+        levels = np.rint(np.clip(pixels, 0, 1) * _LEVELS).astype("<u2").tobytes()
+        digest = hashlib.sha256(levels).hexdigest()
         # Time 0 in the header: the same film is the same file.
-        compressed = gzip.compress(levels.tobytes(), 6, mtime=0)
-        write_bytes(self.path / "films" / f"{digest}.u16.gz", compressed)
-        return {"rows": levels.shape[0], "columns": levels.shape[1], "sha256": digest}
+        write_bytes(self._levels_path(kind, digest), gzip.compress(levels, 6, mtime=0))
+        return digest
 
     def _write_sealed(self, gathered: "CaseSet") -> None:
         cases = [

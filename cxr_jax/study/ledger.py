@@ -35,7 +35,7 @@ class TaskRecord:
         opened: times of each opening, UTC.
         openers: the tab of each opening.
         pages: the events that each tab sent, in their order.
-        keys: names of requests that were taken, so that none counts twice.
+        keys: names of requests that were taken, so that none counts twice, and the kind of event each made.
     """
 
     state: str = "waiting"
@@ -43,7 +43,7 @@ class TaskRecord:
     opened: list[str] = field(default_factory=list)
     openers: list[str] = field(default_factory=list)
     pages: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    keys: set[str] = field(default_factory=set)
+    keys: dict[str, str] = field(default_factory=dict)
     version: int = 0  # of the newest answer
     answer: dict[str, Any] | None = None  # the newest
     signed_at: str | None = None  # or skipped at, UTC of the server
@@ -72,7 +72,8 @@ class Ledger:
     tasks: dict[str, TaskRecord] = field(default_factory=dict)  # by opaque id
     questionnaires: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     washouts: list[dict[str, Any]] = field(default_factory=list)  # changes on the way, with reasons
-    refused_early: int = 0  # sessions before their washout was over
+    # Reader, session and the date that was told: a page that is loaded again is no other refusal.
+    refused_early: set[tuple[int, int, str]] = field(default_factory=set)
     unblinded_at: str | None = None
     analysed: dict[str, str] = field(default_factory=dict)  # hashes of what was written last
 
@@ -113,7 +114,7 @@ class Ledger:
             session_key = (event.body["reader_no"], event.body["session_no"])
             self.questionnaires[session_key] = event.body["answers"]
         elif event.kind == "study.too_early":
-            self.refused_early += 1
+            self.refused_early.add(refusal_of(event.body))
         elif event.kind == "study.analysed":
             self.analysed = dict(event.body)
 
@@ -141,7 +142,7 @@ class Ledger:
     def _apply_task(self, event: Event, record: TaskRecord) -> None:
         event_body: Mapping[str, Any] = event.body
         if "idem_key" in event_body:
-            record.keys.add(event_body["idem_key"])
+            record.keys[event_body["idem_key"]] = event.kind
         # Whoever opens last has the task; what another tab told stays its own.
         if event.kind == "task.opened":
             record.state, record.page = "open", event_body["page"]
@@ -166,6 +167,11 @@ class Ledger:
             record.ratings, record.is_rated = event_body["ratings"], True
         elif event.kind == "task.refused":
             record.refusals += 1
+
+
+def refusal_of(event_body: Mapping[str, Any]) -> tuple[int, int, str]:
+    """Name a session that came before its washout was over: reader, session and the date that was told."""
+    return event_body["reader_no"], event_body["session_no"], event_body["earliest"]
 
 
 def washout_days(ledger: Ledger, planned_days: float) -> float:

@@ -149,6 +149,8 @@ class Protocol(BaseModel):
     arms: tuple[str, ...] = ("manual", "labels", "full")
     seed: int = Field(default=0, ge=0, lt=2**31)  # the only source of chance
     cases: str = "phantom:60"  # or the path of a manifest
+    # Of phantom films, in pixels: for the eye; what the model is given of them has 224.
+    film_side: int = Field(default=896, ge=224, le=2048, multiple_of=16)
     readers: int = Field(default=6, ge=1, le=500)  # places, taken by who comes first
     washout_days: float = Field(
         default=28, ge=0, le=LONGEST_WASHOUT

@@ -19,7 +19,7 @@ from cxr_jax.study.allocate import Place
 from cxr_jax.study.answers import check_answer, check_events, check_questionnaire, check_ratings
 from cxr_jax.study.answers import check_signature as check_signature
 from cxr_jax.study.folder import StudyFolder
-from cxr_jax.study.ledger import Ledger, TaskRecord, unlike_sealed, washout_days
+from cxr_jax.study.ledger import Ledger, TaskRecord, refusal_of, unlike_sealed, washout_days
 from cxr_jax.study.protocol import CONFIDENCE_QUESTION, CONFIDENCE_SCALE, SHOWN
 from cxr_jax.study.refusals import SittingRefusedError
 from cxr_jax.study.shown import payload
@@ -185,9 +185,12 @@ class Sitting:
         if self._clock() < earliest:
             date = earliest.strftime("%Y-%m-%dT%H:%M:%SZ")
             event_body = {"reader_no": reader_no, "session_no": session_no, "earliest": date}
-            self._append("study.too_early", event_body, actor)
+            if refusal_of(event_body) not in self.ledger.refused_early:
+                self._append("study.too_early", event_body, actor)
             raise SittingRefusedError(
-                423, f"the next session may begin on {date}", {"earliest": date}
+                423,
+                f"the next session may begin on {earliest:%Y-%m-%d at %H:%M} UTC",
+                {"earliest": date},
             )
 
     # ---- A task ------------------------------------------------------------------------------------
@@ -242,6 +245,9 @@ class Sitting:
         with self._lock:
             own_task = self._mine(actor, task_id, allow_done=True)
             if idem_key in own_task.record.keys:
+                # A key that stands for an answer would make a reader's time vanish unsaid.
+                if own_task.record.keys[idem_key] != "task.events":
+                    raise SittingRefusedError(409, "this key stands for another request")
                 return {"kept": True}
             # What comes after the signature changes no time any more.
             if own_task.record.is_done:
@@ -336,7 +342,7 @@ class Sitting:
         """Pass over a film, with a reason; it is shown in the flow table."""
         with self._lock:
             own_task = self._mine(actor, task_id, allow_done=True)
-            if request["idem_key"] in own_task.record.keys and own_task.record.is_done:
+            if own_task.record.keys.get(request["idem_key"]) == "task.skipped":
                 return {"state": own_task.record.state}
             if own_task.record.is_done:
                 raise SittingRefusedError(409, "the task is done")
@@ -358,7 +364,7 @@ class Sitting:
         with self._lock:
             own_task = self._mine(actor, task_id, allow_done=True)
             if own_task.record.is_rated:
-                return {"kept": request["idem_key"] in own_task.record.keys}
+                return {"kept": own_task.record.keys.get(request["idem_key"]) == "task.rated"}
             if own_task.record.state != "signed":
                 raise SittingRefusedError(409, "ratings come after the signature")
             items = [

@@ -21,6 +21,7 @@ from cxr_jax.phantom.constants import (
     Finding,
 )
 from cxr_jax.phantom.dicom_writer import write_dicom
+from cxr_jax.study import cases
 
 PATHOLOGY = [
     CHEXPERT_14.index(n)
@@ -40,6 +41,21 @@ def many():
         )
         out[h] = scene, np.asarray(phantom.labels(scene))
     return out
+
+
+def test_larger_film_shows_the_same_body():
+    """Films for the eye: what differs from the model's, made as small again, is the detector's noise."""
+    batch = phantom.make_batch(5, "train", "A", np.arange(8))
+    films = cases._films_for_the_eye(
+        [phantom.scene_row(batch["scene"], row) for row in range(5)], 448
+    )
+    # One more than a batch of theirs: the last one is filled up, and no film is there twice.
+    assert len(films) == cases._EYE_BATCH + 1
+    for film, small in zip(films, batch["image"], strict=False):
+        assert film.shape == (448, 448) and 0 <= film.min() and film.max() <= 1
+        shrunk = film.reshape(224, 2, 224, 2).mean((1, 3))
+        assert np.corrcoef(shrunk.ravel(), small.ravel())[0, 1] > 0.99
+        assert abs(shrunk.mean() - small.mean()) < 0.005
 
 
 def test_batches_are_deterministic_and_finite():

@@ -1,6 +1,7 @@
 """Values that no study can run with are one line and exit code 2, before anything is written."""
 
 import json
+import re
 
 import pytest
 
@@ -66,3 +67,31 @@ def test_effects_as_they_are_written_are_read(tmp_path):
     path = tmp_path / "E.json"
     path.write_text(json.dumps(as_json(Effects())))
     assert as_json(read_effects(path)) == as_json(Effects())
+
+
+def seen_by_power(tmp_path, capsys, effects, *flags):
+    """What `power` prints, by what it is about: shares in percent."""
+    path = tmp_path / "effects.json"
+    path.write_text(json.dumps(effects))
+    given = ["--cases=phantom:60", "--studies=40", f"--effects={path}", *flags]
+    assert main(["power", str(tmp_path / "t"), *given]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return {
+        line.partition(":")[0].partition(" supported")[0]: int(re.search(r"in (\d+)%", line)[1])
+        for line in lines
+        if "%" in line
+    }
+
+
+def test_power_counts_over_reliance_and_holm(tmp_path, capsys):
+    # Caught twice as often as with labels, and still carried twice as often as readers err by themselves.
+    misled = seen_by_power(tmp_path, capsys, {})
+    assert misled["detection"] > 90 and misled["no over-reliance"] < 10 and misled["H3"] < 10
+    careful = {"catch": {"labels": 0.5, "full": 0.95}, "own_error": 0.2}
+    assert seen_by_power(tmp_path, capsys, careful)["H3"] > 80
+    nothing = seen_by_power(tmp_path, capsys, {"time": {}, "confidence": {}})
+    assert nothing["H1"] <= 10 and nothing["H2"] <= 10
+    # A study without plants asks for two.
+    assert set(seen_by_power(tmp_path, capsys, {}, "--plant_share=0")) == {
+        *("time", "confidence", "H1", "H2")
+    }

@@ -1,7 +1,10 @@
-"""What `verify` names: a lost key, files of the analysis that were edited, films that are gone or broken."""
+"""What `verify` names: a lost key, files of the analysis that were edited, films and inputs that are gone or broken."""
 
+import gzip
 import hashlib
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from cxr_jax.errors import UserError
@@ -9,6 +12,7 @@ from cxr_jax.study.__main__ import main
 from cxr_jax.study.commands import manage
 from cxr_jax.study.sitting import Sitting
 
+from .conftest import hand_made_case, make_study
 from .test_sitting import ANNA, do_task
 
 
@@ -57,6 +61,19 @@ def test_film_that_is_gone_is_one_line(study, store, capsys):
         captured = capsys.readouterr()
         told = (captured.out + captured.err).strip()
         assert "no film can be read" in told and "\n" not in told
+
+
+def test_input_of_the_model_is_kept_and_sealed(tmp_path):
+    def make_case(number):
+        small = np.full((4, 4), number / 20, np.float32)
+        return replace(hand_made_case(number), model_input=small)
+
+    study = make_study(tmp_path / "t", make_case)
+    given = study.path / "inputs" / f"{study.films[2]['input_sha256']}.u16.gz"
+    assert gzip.decompress(given.read_bytes()) == np.full(16, round(0.1 * 65535), "<u2").tobytes()
+    assert manage.verify(study.path) == []
+    given.write_bytes(gzip.compress(bytes(32)))
+    assert manage.verify(study.path) == ["films: is not the one that was sealed"]
 
 
 @pytest.mark.parametrize("broken", [b"", b"no gzip", None])

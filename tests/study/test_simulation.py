@@ -13,12 +13,12 @@ import pytest
 import sqlalchemy as sa
 from places import ROOT
 
-from cxr_jax.errors import RunFailedError
+from cxr_jax.errors import RunFailedError, UserError
 from cxr_jax.store.records.actors import Actor
 from cxr_jax.study.analysis.rows import make_rows, times_of
 from cxr_jax.study.behaviour import Effects
 from cxr_jax.study.commands import manage
-from cxr_jax.study.folder import place_of
+from cxr_jax.study.folder import SEALED, place_of
 from cxr_jax.study.ledger import Ledger
 from cxr_jax.study.simulation.client import Client
 from cxr_jax.study.simulation.reader import Reader, make_world
@@ -192,23 +192,40 @@ def test_kills_lose_nothing_and_readers_go_on_where_they_were(database, tmp_path
         assert store.engine.dialect.name.startswith(database[:6])
     assert all(row["state"] == "signed" and row["clock_ok"] for row in rows)
     manage.close(place)
+    check_that_tampering_is_named(study, place)
+
+
+def check_that_tampering_is_named(study, place):
+    """The sealed file, the tail of the chain, one byte of an event."""
+    sealed_path = study.path / SEALED
+    sealed_text = sealed_path.read_text()
+    sealed_path.write_text(sealed_text.replace("present", "absent", 1))
+    assert manage.verify(place) == [f"{SEALED}: is not the one that was sealed"]
+    with pytest.raises(UserError, match=SEALED):
+        manage.unblind(place)
+    sealed_path.write_text(sealed_text)
     manage.unblind(place)
+    head = manage.head_of(place)
+    assert manage.verify(place, [head]) == []
     # Only what the database says of itself has changed; its files are as they were.
+    last = int(head.partition(":")[0])
     with contextlib.closing(study.open_store()) as store:
-        change_byte(store, 40)
-    problems = manage.verify(place)
-    assert problems and "40" in problems[0]
+        edit_events(store, f"DELETE FROM event WHERE seq = {last}")
+    assert manage.verify(place, [head])[0].startswith(f"event {last}: is gone")
+    with contextlib.closing(study.open_store()) as store:
+        edit_events(store, "UPDATE event SET body = body || ' ' WHERE seq = 40")
+    assert "40" in manage.verify(place)[0]
 
 
-def change_byte(store, number):
+def edit_events(store, statement):
     """Do what an editor of the database would: with its triggers out of the way."""
     with store.engine.begin() as connection:
         if store.engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("DROP TRIGGER event_no_update")
+            connection.exec_driver_sql("DROP TRIGGER IF EXISTS event_no_update")
+            connection.exec_driver_sql("DROP TRIGGER IF EXISTS event_no_delete")
         else:
-            connection.exec_driver_sql("DROP TRIGGER event_append_only ON event")
-        change = "UPDATE event SET body = body || ' ' WHERE seq = :number"
-        connection.execute(sa.text(change), {"number": number})
+            connection.exec_driver_sql("DROP TRIGGER IF EXISTS event_append_only ON event")
+        connection.execute(sa.text(statement))
 
 
 @pytest.fixture

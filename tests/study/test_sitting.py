@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import re
 import sqlite3
 from datetime import UTC, datetime, timedelta
 
@@ -159,7 +160,12 @@ def test_session_a_day_early_gets_423_with_the_date(study, store):
     assert refusal.value.status == 423
     expected = datetime.now(UTC) + timedelta(days=28)
     assert refusal.value.facts["earliest"][:10] == expected.strftime("%Y-%m-%d")
-    assert store.events("study.too_early")[-1].body["session_no"] == 1
+    assert re.search(r"on \d{4}-\d\d-\d\d at \d\d:\d\d UTC", str(refusal.value))
+    # A page that is loaded again is no other refusal.
+    with pytest.raises(SittingRefusedError):
+        sitting.next(ANNA)
+    [too_early] = store.events("study.too_early")
+    assert too_early.body["session_no"] == 1 and len(sitting.ledger.refused_early) == 1
     now[0] = datetime.now(UTC) + timedelta(days=28, minutes=1)
     assert sitting.next(ANNA)["session"] == 2
 
@@ -193,6 +199,23 @@ def test_tab_that_never_had_the_task_has_no_time(study, store):
         sitting.add_events(ANNA, following["task"], key(), key(), events)
     assert refusal.value.status == 409
     assert sitting.add_events(ANNA, following["task"], binding["page"], key(), events)["kept"]
+
+
+def test_key_of_an_answer_is_none_of_events(study, store):
+    """Told that they were kept, a page would throw away times that nobody has."""
+    sitting = Sitting(study, store)
+    following, _, binding = begin(sitting, ANNA)
+    task, used, events = following["task"], key(), [{"kind": "task_shown", "t": 0.0}]
+    request = {**binding, "version": 0, "answer": whole_answer(study)}
+    sitting.save(ANNA, task, request | {"idem_key": used})
+    with pytest.raises(SittingRefusedError, match="another request"):
+        sitting.add_events(ANNA, task, binding["page"], used, events)
+    of_events = key()
+    for _ in range(2):
+        assert sitting.add_events(ANNA, task, binding["page"], of_events, events)["kept"]
+    assert sitting.ledger.task(task).pages[binding["page"]] == events
+    with pytest.raises(SittingRefusedError, match="another request"):
+        sitting.save(ANNA, task, request | {"idem_key": of_events, "version": 1})
 
 
 def test_session_ends_with_ratings_then_questions_and_not_before(study, store):

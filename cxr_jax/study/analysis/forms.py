@@ -71,9 +71,11 @@ def mrmcaov(protocol: Protocol, rows: Sequence[Row]) -> str:
 
 def r_script(protocol: Protocol) -> str:
     """Write the R script of this study; it reads rows.csv beside it and prints name and value, a line each."""
-    # Only names go into the script; all numbers come from rows.csv.
+    # Names and what the protocol fixes go into the script; all results come from rows.csv.
     values = {
         "@ARMS@": ", ".join(f'"{arm_name}"' for arm_name in protocol.arms),
+        "@SPLIT@": "TRUE" if protocol.design == "split" else "FALSE",
+        "@MARGIN@": repr(protocol.over_reliance_margin),
         "@LABELS@": ", ".join(f'"{label_name}"' for label_name in protocol.suspicion_labels),
     }
     script_text = _SCRIPT.read_text(encoding="utf-8")

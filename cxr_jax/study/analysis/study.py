@@ -58,7 +58,7 @@ def analyse(folder: StudyFolder, store: Store, ledger: Ledger) -> Analysis:
         "store_head": str(store.head()),
         "washout_changes": ledger.washouts,
         "shortest_washout_days": shortest_washout(folder, store, ledger),
-        "refused_too_early": ledger.refused_early,
+        "refused_too_early": len(ledger.refused_early),
         # By number and not by name: who it was stays in the chain.
         "released": [
             {

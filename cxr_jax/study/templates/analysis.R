@@ -30,33 +30,47 @@ for (kind in c("model", "without_reader_by_arm")) {
   }
 }
 
-# ---- Time: paired contrast, readers and cases at random, Satterthwaite ----
-b <- fixef(first_model)
-t$adjusted <- t$y - t$p * b["p"] - (if ("s" %in% names(b)) t$s * b["s"] else 0)
-paired <- function(first, second) {
-  a <- with(t[t$arm == first, ], tapply(adjusted, list(reader, case), mean))
-  e <- with(t[t$arm == second, ], tapply(adjusted, list(reader, case), mean))
-  if (!identical(dim(a), dim(e))) return(NULL)
-  D <- e - a
-  if (anyNA(D)) return(NULL) # skipped cases: analysis.json fills them in and says so
+# ---- Difference of two arms, readers and cases at random, Satterthwaite; of readers' means in a split study ----
+by_student <- function(g, se, df) c(g, se, df, g - qt(.975, df) * se, g + qt(.975, df) * se, 2 * pt(-abs(g / se), df))
+contrast <- function(rows, name, first, second) {
+  rows <- rows[!is.na(rows[[name]]), ]
+  reader <- factor(rows$reader); case <- factor(rows$case)
+  cells <- function(arm) {
+    i <- rows$arm == arm
+    tapply(rows[[name]][i], list(reader[i], case[i]), mean) # levels without a row stay: NA
+  }
+  if (@SPLIT@) {
+    x <- rowMeans(cells(second), na.rm = TRUE) - rowMeans(cells(first), na.rm = TRUE)
+    x <- x[is.finite(x)]
+    return(by_student(mean(x), sd(x) / sqrt(length(x)), length(x) - 1))
+  }
+  D <- cells(second) - cells(first)
+  D <- D[rowSums(!is.na(D)) > 0, colSums(!is.na(D)) > 0, drop = FALSE]
+  # Pairs that are missing are filled by the additive model, and cost a degree of freedom each (Yates 1933).
+  missing <- is.na(D)
+  D[missing] <- mean(D, na.rm = TRUE)
+  for (i in 1:200) D[missing] <- (outer(rowMeans(D), colMeans(D), "+") - mean(D))[missing]
   R <- nrow(D); C <- ncol(D); g <- mean(D)
+  dfe <- (R - 1) * (C - 1) - sum(missing)
   MR <- C * sum((rowMeans(D) - g)^2) / (R - 1)
   MC <- R * sum((colMeans(D) - g)^2) / (C - 1)
   E <- D - outer(rowMeans(D), colMeans(D), "+") + g
-  ME <- sum(E^2) / ((R - 1) * (C - 1))
+  ME <- sum(E^2) / dfe
   v <- MR + MC - ME
   if (v < ME) v <- max(v, MR, MC)
-  df <- v^2 / (MR^2 / (R - 1) + MC^2 / (C - 1) + ME^2 / ((R - 1) * (C - 1)))
-  se <- sqrt(v / (R * C))
-  c(g, se, df, g - qt(.975, df) * se, g + qt(.975, df) * se, 2 * pt(-abs(g / se), df))
+  df <- v^2 / (MR^2 / (R - 1) + MC^2 / (C - 1) + ME^2 / dfe)
+  by_student(g, sqrt(v / (R * C)), df)
 }
-if (all(c("manual", "full") %in% arms)) {
-  x <- paired("manual", "full")
-  if (!is.null(x)) {
-    names <- c("estimate", "standard_error", "degrees", "low", "high", "p_value")
-    for (i in 1:6) say(paste0("time.contrast.full/manual.", names[i]), x[i])
-  }
+say_contrast <- function(place, rows, name, first, second) {
+  if (!all(c(first, second) %in% arms)) return(invisible(NULL))
+  x <- contrast(rows, name, first, second)
+  names <- c("estimate", "standard_error", "degrees", "low", "high", "p_value")
+  for (i in 1:6) say(paste0(place, ".", names[i]), x[i])
+  invisible(x)
 }
+b <- fixef(first_model)
+t$adjusted <- t$y - t$p * b["p"] - (if ("s" %in% names(b)) t$s * b["s"] else 0)
+say_contrast("time.contrast.full/manual", t, "adjusted", "manual", "full")
 
 # ---- Confidence: cumulative logit, reader and case at random, Laplace ----
 k <- d[!is.na(d$confidence), ]
@@ -67,6 +81,7 @@ for (arm in arms[-1]) {
   say(paste0("confidence.", arm, ".estimate"), b[paste0("arm", arm), 1])
   say(paste0("confidence.", arm, ".standard_error"), b[paste0("arm", arm), 2])
 }
+say_contrast("confidence.mean_points.full-labels", k, "confidence", "labels", "full")
 
 # ---- Detection: logit, reader and case at random, Laplace ----
 if (all(c("labels", "full") %in% arms)) {
@@ -86,6 +101,12 @@ if (all(c("labels", "full") %in% arms)) {
     say("detection.standard_error", b["full", 2])
   }
 }
+
+# ---- Whom it misleads: planted errors in the signed report, and the second part of H3 (one-sided, doubled) ----
+planted <- d[d$planted == 1, ]
+say_contrast("detection.of_readers.full-labels", planted, "detected_label", "labels", "full")
+x <- say_contrast("over_reliance.contrast", planted, "carried", "manual", "full")
+if (!is.null(x)) say("over_reliance.p_one_sided", pt((x[1] - @MARGIN@) / x[2], x[3]))
 
 # ---- AUC: Obuchowski and Rockette with Hillis' degrees of freedom, jackknife covariances ----
 auc <- function(score, truth) {
