@@ -28,7 +28,8 @@ def _time(conduct):
 def _fit(outcome):
     arm, reader, case = (index.ravel() for index in np.indices(outcome.shape))
     fixed = (arm == 1).astype(float)[:, None]
-    return ordinal.fit_ordinal(outcome.ravel(), fixed, [reader, case])
+    # As the analysis has them: reader, case and reader by arm.
+    return ordinal.fit_ordinal(outcome.ravel(), fixed, [reader, case, 2 * reader + arm])
 
 
 def _model_p(outcome):

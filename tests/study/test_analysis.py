@@ -183,7 +183,7 @@ def test_all_caught_in_one_arm_is_decided_without_the_model(whole, monkeypatch):
         effects=np.array([17.0]),
         effect_errors=np.array([np.nan]),
         covariance=np.full((1, 1), np.nan),
-        spreads=np.zeros(2),
+        spreads=np.zeros(3),
         log_likelihood=-1.0,
         converged=False,
     )
@@ -209,7 +209,7 @@ def test_arm_without_readings_is_not_the_reference(whole, monkeypatch):
         effects=effects,
         effect_errors=np.ones(1),
         covariance=np.eye(1),
-        spreads=np.ones(2),
+        spreads=np.ones(3),
         log_likelihood=-1.0,
         converged=True,
     )

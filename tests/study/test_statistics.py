@@ -188,6 +188,25 @@ def test_confidence_equals_clmm_and_detection_equals_glmer(rows):
     assert detection.effect_errors == pytest.approx([0.3211950493], abs=1e-4)
 
 
+# Two arms, five readers, twelve cases, in this order; readers differ in what the arm does to them.
+POINTS = (
+    "322133323131011010003110032212232132113023310230000000000000"
+    "201011122132200112212020333330333233333333333333202031312131"
+)
+
+
+def test_reader_by_arm_equals_clmm():
+    arm, reader, case = (place.ravel() for place in np.indices((2, 5, 12)))
+    points = [int(point) for point in POINTS]
+    random = [reader, case, 2 * reader + arm]
+    found = ordinal.fit_ordinal(points, arm[:, None].astype(float), random)
+    # ordinal 2022.11 in R 4.2: y ~ arm + (1 | reader) + (1 | case) + (1 | reader:arm).
+    assert found.effects == pytest.approx([2.5696301688], abs=1e-4)
+    assert found.effect_errors == pytest.approx([1.416970232], abs=1e-4)
+    assert found.spreads == pytest.approx([1.5555732631, 0.8867781139, 1.9903511425], abs=1e-3)
+    assert found.log_likelihood == pytest.approx(-129.0719692, abs=1e-5)
+
+
 # ---- Rates and multiplicity ------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.study.analysis.contrasts import (
     Result,
     as_json,
+    at_random,
     column,
     contrast_of,
     make_table,
@@ -162,11 +163,11 @@ def _by_reader(used_rows: Sequence[Row], before: np.ndarray, after: np.ndarray) 
 
 
 def _model(used_rows: Sequence[Row], name: str, second_arm: str) -> Result:
-    """Logit of detection, reader and case at random. Raises UserError where it has no finite effect."""
+    """Logit of detection, reader, case and reader by arm at random. Raises UserError where it has no finite effect."""
     fit = ordinal.fit_ordinal(
         column(used_rows, name),
         np.array([[reading["arm"] == second_arm] for reading in used_rows], float),
-        [column(used_rows, "reader"), column(used_rows, "case")],
+        at_random(used_rows),
     )
     if not fit.converged:
         raise UserError("the model has no finite effect")

@@ -83,6 +83,16 @@ def as_json(outcome: paired.PairedContrast) -> Result:
     }
 
 
+def at_random(rows: Sequence[Row]) -> list[list[Any]]:
+    """Give the levels of readers, cases and reader by arm: what a model of answers takes at random.
+
+    Without reader by arm, what an arm does would be the same for all readers but for chance, and few readers would
+    count as many: intervals come out far too narrow where readers differ.
+    """
+    by_arm = [f"{reading['reader']}:{reading['arm']}" for reading in rows]
+    return [column(rows, "reader"), column(rows, "case"), by_arm]
+
+
 def wald(estimate: float, error: float) -> Result:
     """Give interval and two-sided test by the normal distribution, as R's packages have them.
 
@@ -105,11 +115,11 @@ def wald(estimate: float, error: float) -> Result:
 
 
 def with_readers_at_random(model: Result, of_readers: paired.PairedContrast) -> Result:
-    """Let a model without reader by arm decide only together with a contrast that has it.
+    """Let a model decide only together with a contrast that has Satterthwaite's degrees.
 
-    The model takes what an arm does as the same for all readers, and few readers as many: where they differ, its p
-    value is far too small. The contrast of the same cells has readers at random and Satterthwaite's degrees; the
-    larger p value of the two decides, so neither alone can make an effect.
+    The model has reader by arm at random, and takes few readers as many: its test is by the normal distribution. The
+    contrast of the same cells knows how many readers there are; the larger p value of the two decides, so neither
+    alone can make an effect.
     """
     return model | {
         "p_model": model["p_value"],

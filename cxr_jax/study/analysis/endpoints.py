@@ -8,6 +8,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.study.analysis.contrasts import (
     Result,
     as_json,
+    at_random,
     column,
     contrast_of,
     make_table,
@@ -205,9 +206,8 @@ def confidence(protocol: Protocol, rows: Sequence[Row]) -> Result:
     fixed = np.array(
         [[reading["arm"] == arm_name for arm_name in others] for reading in used_rows], float
     )
-    random = [column(used_rows, "reader"), column(used_rows, "case")]
     try:
-        fit = ordinal.fit_ordinal(column(used_rows, "confidence"), fixed, random)
+        fit = ordinal.fit_ordinal(column(used_rows, "confidence"), fixed, at_random(used_rows))
         if not fit.converged:
             raise UserError("confidence: the model has no finite effect")
     except UserError as error:
@@ -215,7 +215,7 @@ def confidence(protocol: Protocol, rows: Sequence[Row]) -> Result:
     result |= {
         "reference": present[0],
         "cuts": fit.cuts.tolist(),
-        "spreads": {"reader": float(fit.spreads[0]), "case": float(fit.spreads[1])},
+        "spreads": dict(zip(("reader", "case", "reader_arm"), fit.spreads.tolist(), strict=True)),
         "log_likelihood": fit.log_likelihood,
         "converged": fit.converged,
         "effects": {

@@ -72,10 +72,12 @@ b <- fixef(first_model)
 t$adjusted <- t$y - t$p * b["p"] - (if ("s" %in% names(b)) t$s * b["s"] else 0)
 say_contrast("time.contrast.full/manual", t, "adjusted", "manual", "full")
 
-# ---- Confidence: cumulative logit, reader and case at random, Laplace ----
+# ---- Confidence: cumulative logit, reader, case and reader by arm at random, Laplace ----
 k <- d[!is.na(d$confidence), ]
-k$reader <- factor(k$reader); k$case <- factor(k$case)
-m <- clmm(factor(confidence) ~ arm + (1 | reader) + (1 | case), data = k)
+k$reader <- factor(k$reader); k$case <- factor(k$case); k$reader_arm <- interaction(k$reader, k$arm, drop = TRUE)
+m <- clmm(factor(confidence) ~ arm + (1 | reader) + (1 | case) + (1 | reader_arm), data = k)
+# A variance of nothing has no curvature: what is left is the model without it.
+if (anyNA(coef(summary(m))[, 2])) m <- clmm(factor(confidence) ~ arm + (1 | reader) + (1 | case), data = k)
 b <- coef(summary(m))
 for (arm in arms[-1]) {
   say(paste0("confidence.", arm, ".estimate"), b[paste0("arm", arm), 1])
@@ -83,7 +85,7 @@ for (arm in arms[-1]) {
 }
 say_contrast("confidence.mean_points.full-labels", k, "confidence", "labels", "full")
 
-# ---- Detection: logit, reader and case at random, Laplace ----
+# ---- Detection: logit, reader, case and reader by arm at random, Laplace ----
 if (all(c("labels", "full") %in% arms)) {
   e <- d[d$planted == 1 & d$arm %in% c("labels", "full") & !is.na(d$detected_label), ]
   e$full <- as.integer(e$arm == "full")
@@ -94,7 +96,7 @@ if (all(c("labels", "full") %in% arms)) {
   if (length(shares) == 2) say("detection.gap", if (nrow(pairs)) gap else shares[["1"]] - shares[["0"]])
   if (length(shares) == 2 && all(shares > 0 & shares < 1)) {
     # Its usual tolerance stops 1e-3 short of the optimum where a variance is nothing.
-    m <- suppressMessages(glmer(detected_label ~ full + (1 | reader) + (1 | case), e,
+    m <- suppressMessages(glmer(detected_label ~ full + (1 | reader) + (1 | case) + (1 | reader:full), e,
       family = binomial, control = glmerControl(tolPwrss = 1e-10)))
     b <- coef(summary(m))
     say("detection.estimate", b["full", 1])
