@@ -139,6 +139,11 @@ def test_a_failing_server_loses_no_time_and_mouse_work_is_not_idle(tmp_path):
             return route.fulfill(status=left.pop(0), body="<html>Bad gateway</html>")
         return route.fallback()
 
+    def log_in(route):
+        """A reader who has logged in, and is taken for gone after a few seconds."""
+        session = route.fetch().json()
+        return route.fulfill(json=session | {"idle_s": 2})
+
     allowed = [f"status of {status}" for status in (500, 502, 503, 507)]
     with served(study.path) as address, launched() as browser:
         with page_of(browser, address.rstrip("/"), path="/study", allowed=allowed) as page:
@@ -151,10 +156,19 @@ def test_a_failing_server_loses_no_time_and_mouse_work_is_not_idle(tmp_path):
                 page.wait_for_timeout(200)
             page.keyboard.press("Escape")
             sign_by_mouse(page)
+            # Then the reader goes away: nothing is left to see for whoever comes next.
+            page.route("**/session", log_in)
+            page.reload()
+            page.wait_for_selector("#reading:not([hidden])")
+            page.wait_for_url("**/login", timeout=30_000)
     assert not any(failures.values())
     with contextlib.closing(open_store(study.path, exclusive=False)) as store:
         [signed] = store.events("task.signed")
-        told = [event for each in store.events("task.events") for event in each.body["events"]]
+        batches = store.events("task.events")
+    told = [event for each in batches if each.task == signed.task for event in each.body["events"]]
+    left = [event for each in batches if each.task != signed.task for event in each.body["events"]]
+    # What the page did not see of its reader, to its end.
+    assert [event["kind"] for event in left][-1] == "idle" and left[-1]["seconds"] >= 2
     moments = {event["kind"]: event["t"] for event in told}
     assert {"task_shown", "first_edit", "sign"} <= set(moments) and signed.body["confidence"] == 5
     idle = [e for e in told if e["kind"] == "idle" and e["t"] > moments["first_edit"]]

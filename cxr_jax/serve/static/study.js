@@ -1,6 +1,7 @@
 // The reader study's page: the server says what comes next, the page shows it, times it and saves it.
 
 import { byId, make, plain, replace } from "./dom.js";
+import { IdleWatch, leavePage } from "./leaving.js";
 import { OFFLINE, fetchBytes, openSession, request } from "./server.js";
 import { Clock } from "./study_clock.js";
 import { Form } from "./study_form.js";
@@ -15,6 +16,7 @@ const NAMES = {
   "labels sentences draft": "The next films: with the AI's findings, reasoning and draft report",
 };
 const FLAG_OF_KEY = { w: "wrong", s: "side", m: "missing", o: "overconfident" };
+const LEAVE_WITHIN = 2000; // ms; a server that is away is not waited for
 let task = null; // {id, path, binding, clock, form}
 
 let steps = 0;
@@ -31,7 +33,22 @@ async function start() {
     return say(error);
   }
   byId("user").textContent = session.user;
+  const ping = () => request("GET", "/session").catch(() => {});
+  new IdleWatch({ idle: session.idle_s, ping, leave: empty });
   await next();
+}
+
+/** The reader has gone: what is filled in is saved and the time told, if the server is there; then nothing is left to see. */
+async function empty() {
+  const mine = task;
+  viewer.watch.disconnect();
+  byId("reading").hidden = true;
+  if (mine) {
+    const told = Promise.all([save(), mine.clock.leave()]).catch(() => {});
+    await Promise.race([told, new Promise((done) => setTimeout(done, LEAVE_WITHIN))]);
+    mine.isOver = true;
+  }
+  await leavePage();
 }
 
 async function next() {

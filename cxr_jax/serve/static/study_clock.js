@@ -43,4 +43,12 @@ export class Clock {
   stop() {
     clearInterval(this.timer);
   }
+
+  /** Nobody is here any more: say since when, and tell nothing further. */
+  leave() {
+    const seconds = (performance.now() - this.lastInput) / 1000;
+    if (seconds > this.idleAfter) this.tell("idle", { seconds });
+    this.stop();
+    return this.flush();
+  }
 }
