@@ -111,6 +111,11 @@ def listed(natural_text, plant):
 
 def test_listed_plants_are_checked_like_made_ones():
     added = {"kind": "add", "label": "Pneumothorax"}
+    # Two things that are none of the labels: one is there, the other is not.
+    others = "There is a hiatal hernia. No free air under the diaphragm."
+    moved = {"kind": "side", "label": "Pleural Effusion"}
+    shown = SICK.replace("left", "right")
+    assert listed(SICK, moved | {"reasoning": f"{shown} {others}"}).side_shown == "right"
     sound = SICK.replace("no pneumothorax", "a right pneumothorax")
     assert listed(SICK, added | {"reasoning": sound}).side_shown == "right"
     # The same finding, and the sentence that denies it left where it was.
