@@ -116,17 +116,23 @@ class Linear(nnx.Module):
         dout: int,
         *,
         bias: bool,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
         scale: float = 1.0,
         is_of_keys: bool = False,
     ) -> None:
         """Draw a kernel of standard deviation scale / sqrt(din); the bias is zero.
 
+        rngs: None draws zeros, for who asks for shapes alone: to trace what draws a kernel takes longer than all else.
         is_of_keys: its columns are those of key heads, which a mesh may divide less than others.
         """
         initializer = jax.nn.initializers.truncated_normal(scale * din**-0.5)
         # Parameters are float32; products take the type of their inputs.
-        self.kernel = nnx.Param(initializer(rngs.params(), (din, dout), jnp.float32))
+        kernel = (
+            initializer(rngs.params(), (din, dout), jnp.float32)
+            if rngs is not None
+            else jnp.zeros((din, dout), jnp.float32)
+        )
+        self.kernel = nnx.Param(kernel)
         if bias:
             self.bias = nnx.Param(jnp.zeros((dout,), jnp.float32))
         self.use_bias = bias
@@ -236,7 +242,7 @@ class MLP(nnx.Module):
         inner_width: int,
         *,
         bias: bool,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
         out_scale: float = 1.0,
         activation: str = "silu",
     ) -> None:
@@ -255,7 +261,7 @@ class PlainMLP(nnx.Module):
     """Two layers with biases: fc2(gelu_tanh(fc1 x))."""
 
     def __init__(
-        self, width: int, inner_width: int, *, rngs: nnx.Rngs, out_scale: float = 1.0
+        self, width: int, inner_width: int, *, rngs: nnx.Rngs | None, out_scale: float = 1.0
     ) -> None:
         """Draw fresh kernels; out_scale: of the last one, which is small in deep models."""
         self.fc1 = Linear(width, inner_width, bias=True, rngs=rngs)
@@ -270,7 +276,7 @@ class FusedMLP(nnx.Module):
     """MLP without biases whose gate and up kernels lie side by side (see `decoder_layers.fuse`)."""
 
     def __init__(
-        self, width: int, inner_width: int, *, rngs: nnx.Rngs, activation: str = "silu"
+        self, width: int, inner_width: int, *, rngs: nnx.Rngs | None, activation: str = "silu"
     ) -> None:
         """Draw fresh kernels, only for their shapes."""
         self.activation = activation
@@ -327,7 +333,7 @@ def cut_columns(outputs: jax.Array, widths: Sequence[int]) -> list[jax.Array]:
 def graph(module_class: Callable[..., nnx.Module], *arguments: Any) -> nnx.GraphDef:
     """Describe the static structure of module `cls(*args, rngs=...)`; no array is made."""
     # `eval_shape`: the structure follows from the arguments, so no array has to be drawn.
-    module = nnx.eval_shape(lambda: module_class(*arguments, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: module_class(*arguments, rngs=None))
     # A field of the config that all parts of the module are made by.
     if any(getattr(argument, "wide_gradients", False) for argument in arguments):
         for _, part in nnx.iter_modules(module):
@@ -347,15 +353,36 @@ def apply(graphdef: nnx.GraphDef, params: Tree, *arguments: Any, method: str = "
     return getattr(module, method)(*arguments)
 
 
-def init(module_class: Callable[..., nnx.Module], *arguments: Any, key: jax.Array) -> Tree:
-    """Draw fresh parameters of `cls(*args)` as a plain nested dict."""
-    return nnx.to_pure_dict(nnx.state(module_class(*arguments, rngs=nnx.Rngs(key)), nnx.Param))
+def init(module_class: Callable[..., nnx.Module], *arguments: Any, key: jax.Array | None) -> Tree:
+    """Draw fresh parameters of `cls(*args)` as a plain nested dict; without a key, their shapes in zeros and ones."""
+    rngs = None if key is None else nnx.Rngs(key)
+    return nnx.to_pure_dict(nnx.state(module_class(*arguments, rngs=rngs), nnx.Param))
+
+
+def init_embedding(key: jax.Array | None, shape: tuple[int, int]) -> jax.Array:
+    """Draw a table of standard deviation 0.02, as transformers does; without a key zeros."""
+    if key is None:
+        return jnp.zeros(shape, jnp.float32)
+    return 0.02 * jax.random.normal(key, shape, jnp.float32)
+
+
+def split_key(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
+    """Split a key; None, with which nothing is drawn, stays None."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def fold_key(key: jax.Array | None, number: int) -> jax.Array | None:
+    """Fold a number into a key; None stays None."""
+    return None if key is None else jax.random.fold_in(key, number)
 
 
 def init_stacked(
-    module_class: Callable[..., nnx.Module], *arguments: Any, key: jax.Array, count: int
+    module_class: Callable[..., nnx.Module], *arguments: Any, key: jax.Array | None, count: int
 ) -> Tree:
     """Draw parameters of `count` such modules, stacked along axis 0."""
+    if key is None:
+        one = init(module_class, *arguments, key=None)
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), one)
     # One vmapped init makes the stack in one program.
     keys = jax.random.split(key, count)
     return jax.vmap(lambda one_key: init(module_class, *arguments, key=one_key))(keys)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from cxr_jax.models.family import TensorRule
 from cxr_jax.models.network.config import Config
-from cxr_jax.runtime.trees import Tree, flatten
+from cxr_jax.runtime.trees import flatten
 
 Row = tuple[str, str, str]
 """(our path below its part of the tree, HF key, transform of `TensorRule`).
@@ -28,11 +28,8 @@ def _traced_shapes(model_config: Config) -> dict[tuple[str, ...], tuple[int, ...
 
     from cxr_jax.models import network
 
-    def init(key: jax.Array) -> Tree:
-        return network.init_params(model_config, key)
-
     # Abstract: shapes of a 7B model cost no memory.
-    tree = jax.eval_shape(init, jax.random.key(0))
+    tree = jax.eval_shape(functools.partial(network.init_params, model_config, None))
     return {path: tuple(leaf.shape) for path, leaf in flatten(tree)}
 
 

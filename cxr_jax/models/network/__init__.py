@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from cxr_jax.models.layers import split_key
 from cxr_jax.models.network import decoder, decoder_layers, tower, tower_layers, tower_packed
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.network.decoder import Embedded
@@ -42,10 +43,10 @@ sharding.register_rules("network", SHARDING_RULES)
 
 
 @functools.partial(jax.jit, static_argnames="model_config")
-def init_params(model_config: Config, key: jax.Array) -> Tree:
-    """Draw fresh float32 parameters."""
+def init_params(model_config: Config, key: jax.Array | None) -> Tree:
+    """Draw fresh float32 parameters; without a key nothing is drawn, for who asks for shapes alone."""
     # Apart, so that the tower is drawn alike whatever the decoder's size.
-    vision_key, text_key = jax.random.split(key)
+    vision_key, text_key = split_key(key, 2)
     return {
         "vision": tower_layers.init_params(model_config.vision, vision_key),
         "text": decoder_layers.init_params(

@@ -21,10 +21,12 @@ from cxr_jax.models.layers import (
     cut_columns,
     graph,
     init,
+    init_embedding,
     init_stacked,
     join_columns,
     merge_adapters,
     split_adapters,
+    split_key,
     unstack,
 )
 from cxr_jax.models.network import rope
@@ -46,7 +48,9 @@ def _norm(model_config: TextConfig, width: int) -> RMSNorm:
 class Attention(nnx.Module):
     """The projections around `attend`, which picks the keys."""
 
-    def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs, fused: bool = False) -> None:
+    def __init__(
+        self, model_config: TextConfig, *, rngs: nnx.Rngs | None, fused: bool = False
+    ) -> None:
         """Draw fresh kernels; the one that writes into the residual stream is small in deep models."""
         # Several query heads share a key head (grouped-query attention).
         heads, key_heads = model_config.num_attention_heads, model_config.num_key_value_heads
@@ -105,7 +109,9 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """One layer. `fused`: for parameters from `fuse`, with q, k, v and gate, up in one kernel each."""
 
-    def __init__(self, model_config: TextConfig, fused: bool = False, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, model_config: TextConfig, fused: bool = False, *, rngs: nnx.Rngs | None
+    ) -> None:
         """Draw fresh parameters."""
         width, inner_width = model_config.hidden_size, model_config.intermediate_size
         self.norm1 = _norm(model_config, width)
@@ -146,7 +152,7 @@ class Block(nnx.Module):
 class Final(nnx.Module):
     """The last normalisation."""
 
-    def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs | None) -> None:
         """Begin with a scale of 1."""
         del rngs
         self.norm = _norm(model_config, model_config.hidden_size)
@@ -164,25 +170,20 @@ def final_norm(params: Tree, model_config: TextConfig, hidden: jax.Array) -> jax
 # ---- Parameters --------------------------------------------------------------------------------------------
 
 
-def init_params(model_config: TextConfig, key: jax.Array, tied: bool) -> Tree:
+def init_params(model_config: TextConfig, key: jax.Array | None, tied: bool) -> Tree:
     """Draw fresh parameters: {"embed": {"embedding" [V, D]}, "layers" (stacked), "final", "head" if untied}."""
     # Always three keys: a tied model draws the same layers as an untied one.
-    embed_key, layers_key, head_key = jax.random.split(key, 3)
+    embed_key, layers_key, head_key = split_key(key, 3)
     vocab_size, width = model_config.vocab_size, model_config.hidden_size
-
-    def normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-        # 0.02: the standard deviation that transformers initialises with, too.
-        return 0.02 * jax.random.normal(key, shape, jnp.float32)
-
     params = {
-        "embed": {"embedding": normal(embed_key, (vocab_size, width))},
+        "embed": {"embedding": init_embedding(embed_key, (vocab_size, width))},
         "layers": init_stacked(
             Block, model_config, key=layers_key, count=model_config.num_hidden_layers
         ),
         "final": init(Final, model_config, key=layers_key),  # draws nothing
     }
     if not tied:
-        params["head"] = {"kernel": normal(head_key, (width, vocab_size))}
+        params["head"] = {"kernel": init_embedding(head_key, (width, vocab_size))}
     return params
 
 

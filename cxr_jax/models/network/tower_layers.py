@@ -15,9 +15,12 @@ from cxr_jax.models.layers import (
     RMSNorm,
     activate,
     apply,
+    fold_key,
     graph,
     init,
+    init_embedding,
     init_stacked,
+    split_key,
 )
 from cxr_jax.models.network import rope
 from cxr_jax.models.network.config import VisionConfig
@@ -49,7 +52,7 @@ def _norm(model_config: VisionConfig, width: int) -> RMSNorm | LayerNorm:
 class PatchEmbed(nnx.Module):
     """Flattened patches [..., patch_dim] -> [..., hidden]; the reference's 3-D convolution as a product."""
 
-    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs | None) -> None:
         """Draw a fresh kernel."""
         self.proj = Linear(
             model_config.patch_dim,
@@ -66,7 +69,7 @@ class PatchEmbed(nnx.Module):
 class Attention(nnx.Module):
     """Attention within each window of the segments."""
 
-    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs | None) -> None:
         """Draw fresh kernels; the one that writes into the residual stream is small in deep models."""
         width = model_config.hidden_size
         out_scale = (2 * model_config.depth) ** -0.5
@@ -121,7 +124,7 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """One layer of the tower."""
 
-    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs | None) -> None:
         """Draw fresh parameters."""
         width, inner_width = model_config.hidden_size, model_config.intermediate_size
         out_scale = (2 * model_config.depth) ** -0.5
@@ -145,7 +148,7 @@ class Block(nnx.Module):
 class Final(nnx.Module):
     """The normalisation after the last block, where there is one."""
 
-    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs | None) -> None:
         """Begin with a scale of 1."""
         del rngs
         self.norm = _norm(model_config, model_config.hidden_size)
@@ -161,7 +164,9 @@ class Merger(nnx.Module):
     is_tap: of a tapped block: normalised over what is joined, and not patch by patch.
     """
 
-    def __init__(self, model_config: VisionConfig, is_tap: bool = False, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, model_config: VisionConfig, is_tap: bool = False, *, rngs: nnx.Rngs | None
+    ) -> None:
         """Draw fresh parameters."""
         # All features of the patches side by side, in the order of the merge block.
         joined = model_config.hidden_size * model_config.merge_unit
@@ -186,7 +191,7 @@ class Merger(nnx.Module):
 class MeanMerger(nnx.Module):
     """The mean of neighbouring patches [N, P, hidden], merge_unit of them, normed, times a matrix -> [N, I, out]."""
 
-    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs | None) -> None:
         """Draw fresh parameters."""
         width = model_config.hidden_size
         self.norm = RMSNorm(width, model_config.norm_eps, is_one_plus=True)
@@ -203,10 +208,10 @@ class MeanMerger(nnx.Module):
 # ---- Before and after the blocks ---------------------------------------------------------------------------
 
 
-def init_params(model_config: VisionConfig, key: jax.Array) -> Tree:
+def init_params(model_config: VisionConfig, key: jax.Array | None) -> Tree:
     """Draw fresh parameters: {"patch_embed", "blocks" (stacked on axis 0), "merger"}, and by the config "pos_embed",
     "final" and "taps" (stacked in the order of `tap_blocks`)."""
-    embed_key, blocks_key, merger_key = jax.random.split(key, 3)
+    embed_key, blocks_key, merger_key = split_key(key, 3)
     params = {
         "patch_embed": init(PatchEmbed, model_config, key=embed_key),
         "blocks": init_stacked(Block, model_config, key=blocks_key, count=model_config.depth),
@@ -215,12 +220,11 @@ def init_params(model_config: VisionConfig, key: jax.Array) -> Tree:
     # Keys of their own, so that what other towers draw stays the same.
     if model_config.position_table:
         shape = model_config.position_table, model_config.hidden_size
-        table_key = jax.random.fold_in(embed_key, 1)
-        params["pos_embed"] = {"embedding": 0.02 * jax.random.normal(table_key, shape, jnp.float32)}
+        params["pos_embed"] = {"embedding": init_embedding(fold_key(embed_key, 1), shape)}
     if model_config.final_norm:
         params["final"] = init(Final, model_config, key=blocks_key)  # draws nothing
     if model_config.tap_blocks:
-        taps_key = jax.random.fold_in(merger_key, 1)
+        taps_key = fold_key(merger_key, 1)
         count = len(model_config.tap_blocks)
         params["taps"] = init_stacked(Merger, model_config, True, key=taps_key, count=count)
     return params
