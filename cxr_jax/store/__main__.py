@@ -183,8 +183,12 @@ def read_password() -> str:
     if not sys.stdin.isatty():
         password = sys.stdin.readline().rstrip("\r\n")
     else:
-        password = getpass.getpass("password: ")
-        if getpass.getpass("again: ") != password:
+        # Ctrl-D, or a terminal that is gone.
+        try:
+            password, again = getpass.getpass("password: "), getpass.getpass("again: ")
+        except EOFError:
+            raise UserError("no password was given") from None
+        if again != password:
             raise UserError("the two passwords differ")
     if not password:
         raise UserError("no password was given")

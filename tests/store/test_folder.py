@@ -61,6 +61,23 @@ def run(capsys, monkeypatch, *words, line=""):
     return code, capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"), [([], "no password"), (["secret"], "no password"), (["a", "b"], "differ")]
+)
+def test_password_that_is_not_typed_to_its_end_is_refused(typed, message, monkeypatch):
+    """Ctrl-D at either question is no password, and no traceback."""
+
+    def answer(_):
+        if not typed:
+            raise EOFError
+        return typed.pop(0)
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(command.getpass, "getpass", answer)
+    with pytest.raises(UserError, match=message):
+        command.read_password()
+
+
 def test_the_command(tmp_path, capsys, monkeypatch):
     flag = f"--store={tmp_path / 'room'}"
 
