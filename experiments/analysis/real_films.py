@@ -21,12 +21,12 @@ collections 0.762 [0.696, 0.827]. The embedded model's own answers to all films 
 0.560] of 11 labels, Jaccard below the best constant; `cxr-jax manifest FILMS/manifest.csv M.jsonl --empty=keep`, then
 experiments/eval.py:files with eval.include_train=True, eval.n_final=0).
 
-**SFT on them** (2026-11-30, commit 14c1593; 200 steps of 16 from the embedded model, 224 pixels, 622 films of 492
+**SFT on them** (2026-11-30, commit b929c77; 200 steps of 16 from the embedded model, 224 pixels, 622 films of 492
 patients; 297 test films of 226 patients, the last step; 12 labels have an AUROC; 2 minutes of
 training on two cores):
 
                            seed 0                   seed 1                   seed 2
-    mean AUROC             0.600 [0.552, 0.640]     0.611 [0.558, 0.655]     0.621 [0.560, 0.660]
+    mean AUROC             0.603 [0.555, 0.644]     0.615 [0.560, 0.658]     0.626 [0.562, 0.664]
     Jaccard                0.367 [0.300, 0.427]     0.387 [0.323, 0.451]     0.372 [0.304, 0.437]
     macro-F1               0.198 [0.145, 0.252]     0.171 [0.135, 0.211]     0.145 [0.116, 0.178]
     macro-F1, swapped      0.213                    0.195                    0.200
@@ -41,11 +41,19 @@ training on two cores):
 So probabilities rank findings better than chance, below the probe on the tower they started from, and the answers are
 those of the set: another patient's film does as well.
 
-**RL from there** (2026-11-30, commit b929c77, seed 0; 16 prompts x 8; the same test films). At RL's usual rate of 2e-4
-it fell apart: entropy doubled by step 8, Jaccard on the films that choose 0.358 -> 0.046 by step 10; the alarms named
-it. At 3e-5, 30 steps (4 minutes beside other work): Jaccard 0.367 -> 0.364, change -0.003 [-0.037, +0.031]; macro-F1
-+0.011 [-0.027, +0.050]; AUROC -0.001 [-0.038, +0.040]; pooled ECE +0.028 [+0.015, +0.043], so surer and no better;
-traces agree more with their answers (0.874 -> 0.956) and no more with the truth (0.371, 0.370). One seed.
+**RL from there** (2026-11-30, commit b929c77; 16 prompts x 8; the same test films). At RL's usual rate of 2e-4 it fell
+apart (seed 0): entropy doubled by step 8, Jaccard on the films that choose 0.358 -> 0.046 by step 10; the alarms named
+it. At 3e-5, 30 steps (3 minutes), change from SFT, by patient:
+
+                           seed 0                     seed 1    seed 2
+    Jaccard                -0.003 [-0.037, +0.031]    none      -0.011 [-0.041, +0.018]
+    macro-F1               +0.011 [-0.027, +0.050]    none      +0.032 [+0.002, +0.060]
+    mean AUROC             -0.001 [-0.038, +0.040]    none      -0.010 [-0.045, +0.033]
+    ECE, pooled            +0.028 [+0.015, +0.043]    none      +0.029 [+0.018, +0.039]
+
+Seed 1: no step was as good on the films that choose as the start (Jaccard 0.408; 0.346, 0.347, 0.364), so the start was
+kept. Where a step was kept, traces agree more with their answers (0.87 -> 0.96) and no more with the truth; the
+model is surer and by most numbers no better.
 
     bash launch/local.sh --config=experiments/rl.py:files --workdir=runs/films_rl_$s --config.model=runs/films_$s/hf \\
         --config.seed=$s --config.data.seed=$((s + 1)) --config.optim.lr=3e-5 --config.steps=30 \\
