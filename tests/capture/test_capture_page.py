@@ -150,6 +150,67 @@ def test_a_voice_becomes_a_row(chromium, store, script, tmp_path):
     )
 
 
+# A recorder that hands out a piece that was on its way when it was told to pause, and another one when it is stopped.
+LATE_RECORDER = """
+window.MediaRecorder = class extends EventTarget {
+  static isTypeSupported() { return true; }
+  constructor(stream) { super(); this.stream = stream; this.state = "inactive"; }
+  later(name) {
+    setTimeout(() => {
+      const event = new Event(name);
+      if (name === "dataavailable") event.data = new Blob(["a piece"]);
+      this.dispatchEvent(event);
+    });
+  }
+  start() { this.state = "recording"; }
+  resume() { this.state = "recording"; }
+  pause() { this.state = "paused"; this.later("dataavailable"); this.later("pause"); }
+  requestData() { setTimeout(() => this.later("dataavailable"), 200); }
+  stop() { this.state = "inactive"; this.later("dataavailable"); }
+};
+"""
+
+
+@pytest.mark.parametrize("ending", ["save", "erase"])
+def test_a_late_piece_is_waited_for_and_none_is_sent_after_the_end(
+    chromium, store, script, tmp_path, ending
+):
+    """A last second on its way is part of what is heard; what an encoder holds at the end is no refused request."""
+    chips.read_text("Warm.")
+    with served(store, script) as url, browser.page_of(chromium, url, path="/capture") as page:
+        page.add_init_script(LATE_RECORDER)
+        page.reload()
+        agree(page, tmp_path)
+        asked = []
+        page.on("request", lambda request: asked.append(request))
+        page.hover("#talk")
+        page.mouse.down()
+        expect(page.locator("#hearing")).to_have_text("listening")
+        page.mouse.up()
+        expect(page.locator("#hearing")).to_contain_text("recording")  # three words are no recording
+        [finish] = [request for request in asked if request.url.endswith("/finish")]
+        assert finish.post_data_json["pieces"] == 2
+        page.fill("#text", "No edema.")
+        page.wait_for_selector("#review")
+        if ending == "save":
+            page.wait_for_selector("#review .mark")
+            page.locator("#review .mark").first.click()
+            page.wait_for_selector("#save:not([disabled])")
+            page.click("#save")
+            page.click("#save")
+            expect(page.locator("#status")).to_contain_text("saved as version 1")
+            # A saved text stands on what was heard, and the page says so before anything is recorded.
+            page.focus("#talk")
+            page.keyboard.press("Enter")
+            expect(page.locator("#hearing")).to_contain_text("saved")
+        else:
+            page.click("#erase")
+            page.click("#erase")
+            expect(page.locator("#status")).to_have_text("erased")
+        page.wait_for_timeout(300)
+        assert len([request for request in asked if "/audio/" in request.url]) == 2
+
+
 def test_the_room_leads_here_with_its_film(chromium, store, tmp_path):
     (tmp_path / "film.png").write_bytes(png_of(draw_film(320, 300)))
     with served(store) as url, browser.page_of(chromium, url) as page:

@@ -223,6 +223,8 @@ let isHeld = false;
 
 async function hold() {
   if (isHeld || !page.about.engine || find("desk").hidden) return;
+  // A version stands on the words that were heard: these may not change under it.
+  if (page.version) { say("hearing", "the text is saved: type what is to be changed"); return; }
   isHeld = true;
   find("talk").setAttribute("aria-pressed", "true");
   try {
@@ -379,7 +381,7 @@ find("save").addEventListener("click", async () => {
     page.version = saved.version;
     const differ = saved.contradictions.length ? `; ${saved.contradictions.length} contradictions: no row yet` : "";
     say("status", `saved as version ${saved.version}, ${new Date().toLocaleTimeString()}${differ}`);
-    microphone.close();
+    microphone.close({ isDone: true });
     await listEarlier();
   } catch (error) {
     say("status", error.message);
@@ -392,6 +394,7 @@ find("erase").addEventListener("click", async () => {
   if (!isConfirmed("erase", "Erase the recording and all texts of this thought? Press Erase again.")) return;
   try {
     await ask("DELETE", `/capture/${page.capture}`);
+    microphone.close({ isDone: true });
     await forgetThought();
     say("status", "erased");
   } catch (error) {

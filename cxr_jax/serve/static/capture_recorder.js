@@ -55,6 +55,7 @@ export class Microphone {
     this.level = level;
     this.recorder = null;
     this.mime = null;
+    this.isDone = false; // nothing more is sent
   }
 
   get isTalking() { return this.recorder !== null && this.recorder.state === "recording"; }
@@ -72,7 +73,7 @@ export class Microphone {
     this.recorder = new MediaRecorder(stream, type ? { mimeType: type } : {});
     this.mime = (type || this.recorder.mimeType).split(";")[0];
     this.recorder.addEventListener("dataavailable", (event) => {
-      if (event.data.size) this.outbox.add(event.data);
+      if (event.data.size && !this.isDone) this.outbox.add(event.data);
       if (this.flushed) { this.flushed(); this.flushed = null; }
     });
     this.watch(stream);
@@ -105,17 +106,24 @@ export class Microphone {
   /** Ends what is being said; resolves with the number of pieces once all of them are on the server's disk. */
   async rest() {
     if (this.isTalking) {
-      const flushed = new Promise((done) => { this.flushed = done; });
+      // A piece that is on its way already is not the last one: that is asked for once the recorder has paused.
+      const paused = new Promise((done) => { this.recorder.addEventListener("pause", done, { once: true }); });
       this.recorder.pause();
+      await paused;
+      const flushed = new Promise((done) => { this.flushed = done; });
       this.recorder.requestData();
       await flushed;
     }
     return this.outbox.drained();
   }
 
-  /** Lets go of the microphone; the next thought is another recording. */
-  close() {
+  /**
+   * Lets go of the microphone; the next thought is another recording. Stopping, a recorder hands out what its encoder
+   * still held: of a recording that was heard, saved or erased nobody waits for that, and the server would refuse it.
+   */
+  close({ isDone = !this.isTalking } = {}) {
     if (!this.recorder) return;
+    this.isDone = isDone;
     for (const track of this.recorder.stream.getTracks()) track.stop();
     if (this.recorder.state !== "inactive") this.recorder.stop();
     this.recorder = null;
