@@ -187,7 +187,9 @@ def test_a_late_piece_is_waited_for_and_none_is_sent_after_the_end(
         page.mouse.down()
         expect(page.locator("#hearing")).to_have_text("listening")
         page.mouse.up()
-        expect(page.locator("#hearing")).to_contain_text("recording")  # three words are no recording
+        expect(page.locator("#hearing")).to_contain_text(
+            "recording"
+        )  # three words are no recording
         [finish] = [request for request in asked if request.url.endswith("/finish")]
         assert finish.post_data_json["pieces"] == 2
         page.fill("#text", "No edema.")
