@@ -221,7 +221,9 @@ def run(seeds: range, loop_every: int, jobs: int, family: str):
             case = cases.draw(seed, family)
             return compare(case, load(case, folder / str(seed)), ref, seed % loop_every == 0)
 
-        gc.freeze()  # the libraries, which each collection would walk
+        # The libraries, which each collection would walk, and every few seconds all that was traced.
+        gc.freeze()
+        gc.set_threshold(50_000, 10, 10)
         source = references(seeds, folder / "reference", family)
         for i in itertools.count():
             part = list(itertools.islice(source, CHUNK))
