@@ -237,6 +237,10 @@ def test_a_thought_stays_with_the_film_that_it_was_begun_over(chromium, store, t
             page.wait_for_timeout(20)
         (tmp_path / "other.png").write_bytes(png_of(draw_film(330, 300, 1)))
         first = page.evaluate("location.search")
+        # What is typed and not saved goes with the first film: not before the reader has been told so.
+        page.set_input_files("#film-file", tmp_path / "other.png")
+        expect(page.locator("#confirm")).to_contain_text("not saved")
+        assert page.input_value("#text") == "Edema." and page.evaluate("location.search") == first
         page.set_input_files("#film-file", tmp_path / "other.png")
         page.wait_for_function("first => location.search !== first", arg=first)
         second = page.evaluate("new URLSearchParams(location.search).get('image')")
@@ -278,3 +282,66 @@ def test_typing_alone_by_the_keyboard(chromium, store, tmp_path):
     captures = Captures(store)
     assert captures.of_user("local") == [] and captures.verify() == []
     assert [event.kind for event in store.events()][-1] == "capture.erased"
+
+
+def test_nothing_is_typed_while_a_film_is_on_its_way(chromium, store, tmp_path):
+    """A film that arrives begins a new thought: what was typed while it came went with the one before."""
+    chips.read_text("Warm.")
+    with served(store) as url, browser.page_of(chromium, url, path="/capture") as page:
+        agree(page, tmp_path)
+        held = browser.held_back(page, "**/pixels")
+        # Opened again by its address, on a slow connection: consent is given long before the film is there.
+        page.reload()
+        browser.wait_for(page, held)
+        page.locator("#agree").click()
+        page.locator("#text").press_sequentially("Edema.")
+        assert page.input_value("#text") == ""
+        held[0].continue_()
+        page.wait_for_selector("html[data-ready=yes]")
+        page.locator("#text").press_sequentially("No edema.")
+        expect(page.locator("#review .mark")).not_to_have_count(0)
+        assert page.input_value("#text") == "No edema."
+        assert browser.asks_before_leaving(page)
+        page.locator("#review .mark").first.click()
+        # Saved once, however often and fast Save is pressed while the answer is on its way.
+        held = browser.held_back(page, "**/text", "PUT")
+        for _ in range(4):
+            page.click("#save")
+        browser.wait_for(page, held)
+        held[0].continue_()
+        expect(page.locator("#status")).to_contain_text("saved as version 1")
+        assert not browser.asks_before_leaving(page)
+    [thought] = Captures(store).of_user("local")
+    assert thought.image and [version.text for version in thought.versions] == ["No edema."]
+
+
+def test_nothing_is_asked_of_a_thought_that_is_being_erased(chromium, store, script, tmp_path):
+    """Erased while it is being heard: no question follows that the server would refuse."""
+    with served(store, script) as url, browser.page_of(chromium, url, path="/capture") as page:
+        page.add_init_script(LATE_RECORDER)
+        page.reload()
+        agree(page, tmp_path)
+        hears = []
+
+        def still_hearing(route):
+            hears.append(route.request.method)
+            answer = route.fetch()
+            if route.request.method != "GET" or not answer.ok:
+                return route.fulfill(response=answer)
+            return route.fulfill(json=answer.json() | {"hearing": True})
+
+        page.route(re.compile("/capture/(?!about|mine)[^/]+$"), still_hearing)
+        page.hover("#talk")
+        page.mouse.down()
+        expect(page.locator("#hearing")).to_have_text("listening")
+        page.mouse.up()
+        browser.wait_for(page, hears)
+        page.click("#erase")
+        page.click("#erase")
+        expect(page.locator("#status")).to_have_text("erased")
+        count = len(hears)
+        page.wait_for_timeout(600)  # longer than a poll
+        assert hears[-1] == "DELETE" and len(hears) == count
+        assert page.text_content("#hearing") == ""
+        page.fill("#text", "No edema.")
+        expect(page.locator("#review .mark")).not_to_have_count(0)

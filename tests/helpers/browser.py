@@ -86,3 +86,27 @@ def upload(page, path):
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("o")
     chooser.value.set_files(path)
+
+
+def held_back(page, pattern, method=None):
+    """Hold back the first request that matches, and let the others by; gives the list that its route will stand in."""
+    held = []
+
+    def take(route):
+        if held or method not in (None, route.request.method):
+            return route.fallback()
+        return held.append(route)
+
+    page.route(pattern, take)
+    return held
+
+
+def wait_for(page, held):
+    """Wait until something stands in a list that routes fill; the page's events go on meanwhile."""
+    while not held:
+        page.wait_for_timeout(20)
+
+
+def asks_before_leaving(page):
+    """Tell whether the page would ask its reader before a reload: something is on it that the server does not have."""
+    return not page.evaluate("() => dispatchEvent(new Event('beforeunload', {cancelable: true}))")

@@ -9,6 +9,7 @@ import room_client
 import room_server
 from dicom_files import build
 from quick_passwords import quick_passwords
+from stub_pages import read_film, stub_rooms, write_phantom
 
 from cxr_jax.serve.app import create_app
 from cxr_jax.store.records.reports import Change
@@ -53,41 +54,18 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
-    """A phantom's film as a DICOM: the gate lets it by."""
-    from cxr_jax.data.sources.phantom import PhantomSource
-    from cxr_jax.phantom.dicom_writer import write_dicom
-
-    path = tmp_path_factory.mktemp("film") / "film.dcm"
-    image = np.asarray(PhantomSource("A", "test", 3).batch(np.arange(1))["image"])[0]
-    write_dicom(path, image, hospital="A", ap=False, seed=1)
-    return path
+    return write_phantom(tmp_path_factory.mktemp("film"))
 
 
 @pytest.fixture
 def room(chromium, tmp_path):
     """Opens a room on a stub; gives (page, stub)."""
-    import contextlib
 
-    with contextlib.ExitStack() as stack:
+    def make_stub():
+        return room_server.StubRoom(TRACE, ["Pleural Effusion"], [CONTRADICTION])
 
-        def enter(stub=None, allowed=(), **page_options):
-            stub = stub or room_server.StubRoom(TRACE, ["Pleural Effusion"], [CONTRADICTION])
-            state = room_server.make_state(tmp_path)
-            app = room_server.app_of(state, stub.router(state))
-            address = stack.enter_context(room_server.served(app))
-            opened = browser.page_of(chromium, address, allowed=allowed, **page_options)
-            page = stack.enter_context(opened)
-            page.wait_for_selector("html[data-ready=yes]")
-            return page, stub
-
+    with stub_rooms(chromium, tmp_path, make_stub) as enter:
         yield enter
-
-
-def read_film(page, path):
-    browser.upload(page, path)
-    page.locator("#gate:not([hidden])").wait_for()
-    page.keyboard.press("q")
-    page.locator("#report-state", has_text="version").wait_for()
 
 
 # ---- The way through ----

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from browser import launched, page_of
+from browser import asks_before_leaving, held_back, launched, page_of, wait_for
 
 from cxr_jax.store import open_store
 from cxr_jax.study.analysis.rows import make_rows
@@ -149,6 +149,12 @@ def test_a_failing_server_loses_no_time_and_mouse_work_is_not_idle(tmp_path):
         with page_of(browser, address.rstrip("/"), path="/study", allowed=allowed) as page:
             page.route("**/study/tasks/**", fail)
             page.wait_for_selector("#card .main-action")
+            # A proxy that is in trouble for a moment: the reader can ask again.
+            page.route("**/study/next", lambda route: route.fulfill(status=502, body="<html>"))
+            page.reload()
+            page.locator("#card h1", has_text="Stopped").wait_for()
+            page.unroute("**/study/next")
+            after(page, lambda: page.click("#card .main-action"))
             after(page, lambda: page.click("#card .main-action"))
             # Three seconds of clicks in the form alone; then a key, which would tell of idle time.
             for row in page.locator(".label-row").all():
@@ -156,6 +162,16 @@ def test_a_failing_server_loses_no_time_and_mouse_work_is_not_idle(tmp_path):
                 page.wait_for_timeout(200)
             page.keyboard.press("Escape")
             sign_by_mouse(page)
+            # What is typed stands on this page alone until the server has answered: a reload asks before it goes.
+            held = held_back(page, "**/answer")
+            page.fill("#fields textarea >> nth=0", "Typed.")
+            wait_for(page, held)
+            assert asks_before_leaving(page)
+            held[0].continue_()
+            page.wait_for_selector("#saved:has-text('saved')")
+            assert not asks_before_leaving(page)
+            page.evaluate("() => { window.prompt = () => 'moved'; }")
+            after(page, lambda: page.click("#skip"))
             # Then the reader goes away: nothing is left to see for whoever comes next.
             page.route("**/session", log_in)
             page.reload()
@@ -163,10 +179,13 @@ def test_a_failing_server_loses_no_time_and_mouse_work_is_not_idle(tmp_path):
             page.wait_for_url("**/login", timeout=30_000)
     assert not any(failures.values())
     with contextlib.closing(open_store(study.path, exclusive=False)) as store:
-        [signed] = store.events("task.signed")
+        [signed], [skipped] = store.events("task.signed"), store.events("task.skipped")
         batches = store.events("task.events")
     told = [event for each in batches if each.task == signed.task for event in each.body["events"]]
     left = [event for each in batches if each.task != signed.task for event in each.body["events"]]
+    # A film that is skipped within seconds took its time, too.
+    passed = [e["kind"] for b in batches if b.task == skipped.task for e in b.body["events"]]
+    assert {"task_shown", "first_edit"} <= set(passed)
     # What the page did not see of its reader, to its end.
     assert [event["kind"] for event in left][-1] == "idle" and left[-1]["seconds"] >= 2
     moments = {event["kind"]: event["t"] for event in told}

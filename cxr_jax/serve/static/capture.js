@@ -22,6 +22,11 @@ const page = {
   checked: { marks: [], proposals: [] },
   unseen: 0,
   heardUntil: 0, // seconds of the recording whose words are in the text
+  hearing: null, // the promise of what is being heard
+  kept: "", // the text as the server has it
+  read: "", // the text that the marks are of
+  isErasing: false,
+  isSaving: false,
   confirming: null, // which button waits for its second press
   films: 0, // counts films that were asked for: the last one is shown
   thoughts: 0, // counts thoughts: what comes late is of an earlier one
@@ -65,7 +70,19 @@ function say(id, message, isBad = false) {
 
 // ---- The film --------------------------------------------------------------------------------------
 
-async function showFilm(sha, turn = ++page.films) {
+/** Until a film is there nothing is typed or said: it would go with the film before, or stand under none. */
+async function awaitFilm(turn, bring) {
+  text.readOnly = page.isAwaitingFilm = true;
+  try {
+    await bring();
+  } finally {
+    if (turn === page.films) text.readOnly = page.isAwaitingFilm = false;
+  }
+}
+
+const showFilm = (sha, turn = ++page.films) => awaitFilm(turn, () => bringFilm(sha, turn));
+
+async function bringFilm(sha, turn) {
   const info = await ask("GET", `/room/images/${sha}/info`);
   const answer = await fetch(`/room/images/${sha}/pixels`, { credentials: "same-origin" });
   if (!answer.ok) throw new Error(`the film was not fetched (${answer.status})`);
@@ -111,11 +128,14 @@ find("film-file").addEventListener("change", async (event) => {
   form.append("file", file, "film");
   // A name may be a patient's: it leaves the page again, and never reaches the server.
   event.target.value = "";
+  if (!mayDrop("film", "Choose the film once more")) return;
   const turn = ++page.films;
   try {
     say("gate", "reading the film ..");
-    const { sha256 } = await ask("POST", "/room/images", { body: form });
-    if (turn === page.films) await showFilm(sha256, turn);
+    await awaitFilm(turn, async () => {
+      const { sha256 } = await ask("POST", "/room/images", { body: form });
+      if (turn === page.films) await bringFilm(sha256, turn);
+    });
   } catch (error) {
     say("gate", error.message);
   }
@@ -127,7 +147,8 @@ async function forgetThought() {
   microphone.close();
   page.thoughts += 1;
   microphone = makeMicrophone();
-  Object.assign(page, { beginning: null, capture: null, version: 0, heardUntil: 0, confirming: null });
+  Object.assign(page, { beginning: null, capture: null, version: 0, heardUntil: 0, confirming: null, kept: "" });
+  clearTimeout(timer);
   text.value = "";
   chips.load(null);
   looked.follow("");
@@ -169,7 +190,7 @@ async function openThought(id) {
   }
   await forgetThought();
   Object.assign(page, { capture: id, version: document_.version, heardUntil: document_.seconds || 0 });
-  text.value = document_.text || "";
+  page.kept = text.value = document_.text || "";
   chips.load(document_.labels);
   looked.follow(text.value);
   await check();
@@ -189,7 +210,10 @@ async function listEarlier() {
     if (capture.id === page.capture) continue;
     const open = element("button", "open");
     open.type = "button";
-    open.addEventListener("click", () => openThought(capture.id).catch((error) => say("status", error.message)));
+    open.addEventListener("click", () => {
+      if (!mayDrop(capture.id, "Press open once more")) return;
+      openThought(capture.id).catch((error) => say("status", error.message));
+    });
     const item = element("li", `${capture.created.slice(0, 16).replace("T", " ")} ${capture.state} `);
     item.append(open);
     list.append(item);
@@ -222,7 +246,8 @@ let microphone = makeMicrophone();
 let isHeld = false;
 
 async function hold() {
-  if (isHeld || !page.about.engine || find("desk").hidden) return;
+  if (isHeld || !page.about.engine || find("desk").hidden || page.isErasing) return;
+  if (page.isAwaitingFilm) { say("hearing", "the film is on its way"); return; }
   // A version stands on the words that were heard: these may not change under it.
   if (page.version) { say("hearing", "the text is saved: type what is to be changed"); return; }
   isHeld = true;
@@ -253,23 +278,30 @@ async function letGo() {
   try {
     say("hearing", "sending ..");
     const pieces = await microphone.rest();
-    if (pieces && turn === page.thoughts) await hear(pieces, microphone.mime);
+    if (pieces && turn === page.thoughts && !page.isErasing) await hear(pieces, microphone.mime);
   } catch (error) {
     say("hearing", error.message);
   }
 }
 
 /** Has the server hear the recording, and puts what is new in it behind the text. */
-async function hear(pieces, mime) {
+function hear(pieces, mime) {
+  page.hearing = hearOnce(pieces, mime);
+  return page.hearing;
+}
+
+async function hearOnce(pieces, mime) {
   const id = page.capture;
   await ask("POST", `/capture/${id}/finish`, { json: { pieces, mime } });
   say("hearing", "writing down ..");
   let heard = await ask("GET", `/capture/${id}`);
   while (heard.hearing) {
     await new Promise((done) => setTimeout(done, POLL_MS));
+    // Another thought is there, or this one is being erased: nobody waits for its words.
+    if (page.capture !== id || page.isErasing) return;
     heard = await ask("GET", `/capture/${id}`);
   }
-  if (page.capture !== id) return;
+  if (page.capture !== id || page.isErasing) return;
   if (heard.failure) { say("hearing", heard.failure); return; }
   const fresh = heard.words.filter((word) => word.start >= page.heardUntil - 0.2).map((word) => word.text).join(" ");
   page.heardUntil = heard.seconds || 0;
@@ -315,6 +347,8 @@ async function check() {
     find("save").disabled = true;
     return;
   }
+  // Its marks are not known yet.
+  if (text.value !== page.read) find("save").disabled = true;
   const number = ++checks;
   const value = text.value;
   try {
@@ -323,6 +357,7 @@ async function check() {
     // A later key is on its way already.
     if (number !== checks || value !== text.value) return;
     page.checked = checked;
+    page.read = value;
     chips.draw(checked.read.findings, checked.contradictions);
     drawContradictions(find("contradictions"), checked.contradictions, checked.problems);
     draw();
@@ -344,7 +379,7 @@ function draw() {
       check();
     },
   });
-  const isReady = text.value.trim() && !page.unseen;
+  const isReady = text.value.trim() && text.value === page.read && !page.unseen;
   say("unseen", page.unseen ? `${page.unseen} marked words to look at` : "", page.unseen > 0);
   find("save").disabled = !isReady;
   find("save").classList.toggle("ready", Boolean(isReady));
@@ -367,18 +402,31 @@ function isConfirmed(button, question) {
   return false;
 }
 
+/** Whether the text may go: one that is not saved goes at the second time of asking. */
+function mayDrop(what, how) {
+  const isKept = !text.value.trim() || text.value === page.kept;
+  return isKept || isConfirmed(what, `The text is not saved. ${how} to drop it.`);
+}
+
+window.addEventListener("beforeunload", (event) => {
+  if (!page.isLeaving && text.value.trim() && text.value !== page.kept) event.preventDefault();
+});
+
 find("save").addEventListener("click", async () => {
+  if (page.isSaving) return;
   // A speech model that has lost a "no" leaves no word to mark: so what is affirmed is read once more.
   const present = chips.present.join(", ") || "nothing";
   if (!isConfirmed("save", `Present: ${present}. Press Save again if that is what you mean.`)) return;
   const turn = page.thoughts;
+  const kept = text.value;
+  page.isSaving = true;
   try {
     const saved = await ask("PUT", `/capture/${page.capture}/text`, {
-      json: { text: text.value, labels: chips.labels, looked: [...looked.numbers], image: page.image },
+      json: { text: kept, labels: chips.labels, looked: [...looked.numbers], image: page.image },
       headers: { "If-Match": String(page.version) },
     });
     if (turn !== page.thoughts) return;
-    page.version = saved.version;
+    Object.assign(page, { version: saved.version, kept });
     const differ = saved.contradictions.length ? `; ${saved.contradictions.length} contradictions: no row yet` : "";
     say("status", `saved as version ${saved.version}, ${new Date().toLocaleTimeString()}${differ}`);
     microphone.close({ isDone: true });
@@ -386,19 +434,27 @@ find("save").addEventListener("click", async () => {
   } catch (error) {
     say("status", error.message);
     if (error.status === 409) await check();
+  } finally {
+    page.isSaving = false;
   }
 });
 
 find("erase").addEventListener("click", async () => {
   if (!page.capture) { await forgetThought(); return; }
   if (!isConfirmed("erase", "Erase the recording and all texts of this thought? Press Erase again.")) return;
+  // What is still sent or asked of a thought that is gone would be refused; what is typed now would go with it.
+  page.isErasing = text.readOnly = true;
+  clearTimeout(timer);
   try {
+    await Promise.allSettled([microphone.drop(), page.hearing]);
     await ask("DELETE", `/capture/${page.capture}`);
-    microphone.close({ isDone: true });
     await forgetThought();
     say("status", "erased");
   } catch (error) {
     say("status", error.message);
+  } finally {
+    page.isErasing = false;
+    text.readOnly = Boolean(page.isAwaitingFilm);
   }
 });
 
@@ -416,6 +472,7 @@ find("consent").addEventListener("submit", async (event) => {
 });
 
 async function leave(options) {
+  page.isLeaving = true;
   viewer.watch.disconnect();
   await leavePage(options);
 }

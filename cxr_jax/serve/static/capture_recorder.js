@@ -13,6 +13,13 @@ class Outbox {
     this.number = 0;
     this.failure = null;
     this.running = null;
+    this.isDropped = false;
+  }
+
+  /** Sends nothing more; resolves when what is on its way has been answered. */
+  drop() {
+    this.isDropped = true;
+    return this.running;
   }
 
   add(blob) {
@@ -24,7 +31,7 @@ class Outbox {
 
   async run() {
     let pause = 250;
-    while (this.waiting.length && !this.failure) {
+    while (this.waiting.length && !this.failure && !this.isDropped) {
       const piece = this.waiting[0];
       try {
         await this.send(piece.number, piece.key, piece.blob);
@@ -107,14 +114,24 @@ export class Microphone {
   async rest() {
     if (this.isTalking) {
       // A piece that is on its way already is not the last one: that is asked for once the recorder has paused.
-      const paused = new Promise((done) => { this.recorder.addEventListener("pause", done, { once: true }); });
-      this.recorder.pause();
+      const { recorder } = this;
+      const paused = new Promise((done) => { recorder.addEventListener("pause", done, { once: true }); });
+      recorder.pause();
       await paused;
-      const flushed = new Promise((done) => { this.flushed = done; });
-      this.recorder.requestData();
-      await flushed;
+      // Closed meanwhile, it has handed out all that it will.
+      if (recorder.state !== "inactive") {
+        const flushed = new Promise((done) => { this.flushed = done; });
+        recorder.requestData();
+        await flushed;
+      }
     }
     return this.outbox.drained();
+  }
+
+  /** Lets go of a recording that is to be erased; resolves when nothing of it is on its way any more. */
+  drop() {
+    this.close({ isDone: true });
+    return this.outbox.drop();
   }
 
   /**

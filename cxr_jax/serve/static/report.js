@@ -61,12 +61,19 @@ export class Report {
     this.savedAt = null;
     this.isOffline = false;
     this.isStale = false;
+    this.isSigning = false; // a signature is on its way
+    this.beginning = null;
     for (const { box } of this.boxes.values()) box.value = "";
     this.refresh();
   }
 
   get isSigned() {
     return this.state === "signed" || this.state === "addendum";
+  }
+
+  /** What is being signed stands as still as what is signed: an edit between would be shown as signed, and is not. */
+  get isFixed() {
+    return this.isSigned || this.isSigning;
   }
 
   // ---- The form ----
@@ -113,9 +120,12 @@ export class Report {
     const body = reading ? { image, reading } : { image };
     if (isReadAnyway) body.read_anyway = true;
     const { turn } = this;
-    const report = await request("POST", "/room/reports", body);
-    // Another film may be shown by now, and this text must not stand under it.
-    if (this.turn === turn) this.take(report);
+    // Asked for twice it is begun once: a second one would be put over what is typed into the first.
+    this.beginning ??= request("POST", "/room/reports", body)
+      // Another film may be shown by now, and this text must not stand under it.
+      .then((report) => void (this.turn === turn && this.take(report)))
+      .finally(() => void (this.turn === turn && (this.beginning = null)));
+    return this.beginning;
   }
 
   async open(id) {
@@ -188,7 +198,7 @@ export class Report {
 
   set(key, text, isNoted = true) {
     const { box } = this.boxes.get(key);
-    if (this.isSigned || box.value === text) return;
+    if (this.isFixed || box.value === text) return;
     if (isNoted) this.note(key, box.value, text, true);
     box.value = text;
     this.afterEdit();
@@ -200,7 +210,7 @@ export class Report {
 
   /** Put a sentence of the model into the report; gives the field, or null. */
   insert(sentence) {
-    if (!this.id || this.isSigned) return null;
+    if (!this.id || this.isFixed) return null;
     const { key, text } = this.place(sentence);
     const { box } = this.boxes.get(key);
     const isThere = box.value.toLowerCase().includes(text.toLowerCase());
@@ -252,7 +262,7 @@ export class Report {
   }
 
   move(from, to, which) {
-    if (this.isSigned) return;
+    if (this.isFixed) return;
     const step = from.pop();
     if (!step) return this.say(which === "before" ? "Nothing to undo." : "Nothing to redo.");
     to.push({ ...step, isWhole: true });
@@ -345,11 +355,18 @@ export class Report {
 
   async sign(body) {
     const { turn } = this;
-    const isSaved = await this.save();
-    if (!isSaved || this.turn !== turn) throw new Error("The report is not saved yet: it can be signed when it is.");
-    const headers = this.named("sign", { meaning: body.meaning, confidence: body.confidence });
-    const answer = await request("POST", `/room/reports/${this.id}/sign`, this.bound(body), headers);
-    if (this.turn === turn) this.takeSignature(answer);
+    this.isSigning = true;
+    this.refresh();
+    try {
+      const isSaved = await this.save();
+      if (!isSaved || this.turn !== turn) throw new Error("The report is not saved yet: it can be signed when it is.");
+      const headers = this.named("sign", { meaning: body.meaning, confidence: body.confidence });
+      const answer = await request("POST", `/room/reports/${this.id}/sign`, this.bound(body), headers);
+      if (this.turn === turn) this.takeSignature(answer);
+    } finally {
+      if (this.turn === turn) this.isSigning = false;
+      this.refresh();
+    }
   }
 
   async addAddendum(text) {
@@ -396,7 +413,7 @@ export class Report {
     byId("fields").hidden = !this.id;
     for (const [key, { box, diff, remark, normal }] of this.boxes) {
       box.lastText = box.value;
-      box.readOnly = this.isSigned || !this.id;
+      box.readOnly = this.isFixed || !this.id;
       // An empty field of a signed report says that it is empty.
       box.placeholder = this.isSigned ? "nothing written" : "";
       normal.disabled = box.readOnly;

@@ -17,7 +17,7 @@ class Room {
     this.about = about;
     const say = (words) => this.say(words);
     this.filmSide = new FilmSide({ say, opened: (film) => this.filmOpened(film), mayLeave: () => this.mayLeave() });
-    this.reading = new Reading({ say, changed: () => this.describe(), finished: (document) => this.readingDone(document) });
+    this.reading = new Reading({ say, changed: () => this.describe(), finished: (document) => this.attempt(this.readingDone(document)) });
     this.report = new Report({
       about,
       sealing: session.sealing,
@@ -105,6 +105,11 @@ class Room {
 
   // What is not saved is saved first; another film must not take its page away.
   async mayLeave() {
+    // Of one report, it would stand ready to be added to the next.
+    if (this.signing?.hasAddendum) {
+      this.say("The addendum is not added yet: add it, or empty its box.");
+      return false;
+    }
     if (!this.report || this.report.state !== "draft") return true;
     if (Object.keys(this.report.unsavedFields()).length === 0 || (await this.report.save())) return true;
     this.say("The report is not saved yet. It stays open until it is.");
@@ -349,7 +354,8 @@ class Room {
       this.attempt(this.openFile(event.dataTransfer.files[0]));
     });
     window.addEventListener("beforeunload", (event) => {
-      if (!this.isLeaving && Object.keys(this.report.unsavedFields()).length) event.preventDefault();
+      if (this.isLeaving) return;
+      if (Object.keys(this.report.unsavedFields()).length || this.signing.hasAddendum) event.preventDefault();
     });
   }
 

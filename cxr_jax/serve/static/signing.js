@@ -24,6 +24,10 @@ export class Signing {
     });
     byId("sign-form").addEventListener("input", () => this.disarm());
     byId("sign-cancel").addEventListener("click", () => this.dialog.close());
+    // What is on its way cannot be called back: a dialog that closes would say that it was.
+    const hold = (event) => this.isBusy && event.preventDefault();
+    this.dialog.addEventListener("cancel", hold);
+    this.dialog.addEventListener("keydown", (event) => event.key === "Escape" && hold(event));
     byId("addendum").addEventListener("submit", (event) => {
       event.preventDefault();
       this.addAddendum();
@@ -72,7 +76,7 @@ export class Signing {
     const body = { meaning: form.get("meaning") };
     if (this.needsPassword) body.password = byId("password").value;
     if (form.get("confidence")) body.confidence = Number(form.get("confidence"));
-    this.isBusy = true;
+    this.isBusy = byId("sign-cancel").disabled = true;
     try {
       await this.report.sign(body);
       this.dialog.close();
@@ -81,21 +85,30 @@ export class Signing {
       byId("sign-remark").textContent = plain(error.message, 300);
       this.disarm();
     } finally {
-      this.isBusy = false;
+      this.isBusy = byId("sign-cancel").disabled = false;
       byId("password").value = "";
     }
   }
 
   async addAddendum() {
     const box = byId("addendum-text");
-    if (!box.value.trim()) return;
+    if (!this.hasAddendum || box.readOnly) return;
+    // Until the answer has come, nothing is typed that would be emptied with what was sent.
+    box.readOnly = true;
     try {
       await this.report.addAddendum(box.value);
       box.value = "";
       this.signed();
     } catch (error) {
       this.say(error.message);
+    } finally {
+      box.readOnly = false;
     }
+  }
+
+  /** Whether an addendum is typed that the server does not have. */
+  get hasAddendum() {
+    return Boolean(byId("addendum-text").value.trim());
   }
 
   describe() {

@@ -2,7 +2,7 @@
 
 import { byId, make, plain, replace } from "./dom.js";
 import { IdleWatch, leavePage } from "./leaving.js";
-import { OFFLINE, fetchBytes, openSession, request } from "./server.js";
+import { fetchBytes, openSession, request } from "./server.js";
 import { Clock } from "./study_clock.js";
 import { Form } from "./study_form.js";
 import { Viewer } from "./viewer.js";
@@ -86,7 +86,7 @@ async function openTask(following) {
   viewer.show(filmOf(opened.film), levels);
   const clock = new Clock((events) => sendEvents(path, page, events), opened.form.idle_after_s);
   const form = new Form(opened, () => saveSoon());
-  task = { id: following.task, path, page, clock, form, shown: opened.shown_sha256, version: opened.version, timer: null };
+  task = { id: following.task, path, page, clock, form, shown: opened.shown_sha256, version: opened.version, timer: null, edits: 0, saved: 0 };
   byId("remark").textContent = "";
   byId("saved").textContent = "";
   // Two frames: the first is asked for, after the second it has been painted.
@@ -113,6 +113,7 @@ function saveSoon() {
   if (!task) return;
   task.clock.tellOnce("first_edit");
   clearTimeout(task.timer);
+  task.edits += 1;
   task.timer = setTimeout(() => save().catch(say), 400);
 }
 
@@ -129,8 +130,10 @@ async function save() {
 async function put(mine) {
   if (mine.isOver) return;
   const body = { ...binding(mine), idem_key: newName(), version: mine.version, answer: mine.form.answer() };
+  const { edits } = mine;
   const saved = await insist("POST", `${mine.path}/answer`, body);
   mine.version = saved.version;
+  mine.saved = edits;
   byId("saved").textContent = `saved ${new Date().toLocaleTimeString()}`;
 }
 
@@ -191,6 +194,7 @@ const sign = () => end(signature, async (mine, more) => {
 });
 
 const skip = () => end(() => prompt("Why can this film not be judged?"), async (mine, reason) => {
+  await mine.clock.flush();
   await insist("POST", `${mine.path}/skip`, { ...binding(mine), idem_key: newName(), reason });
   leave(mine);
   await next();
@@ -228,7 +232,7 @@ function card(title, text, go) {
 /** Say what has stopped the reader, and offer to ask again where that may help. */
 function stopped(error) {
   if (error.status === 401) return location.assign("/login");
-  const mayHelp = [OFFLINE, 409].includes(error.status);
+  const mayHelp = error.status === 409 || !isRefusal(error);
   card(error.status === 423 ? "Not yet" : "Stopped", plain(error.message, 300), mayHelp ? next : null);
 }
 
@@ -361,6 +365,10 @@ byId("viewport").addEventListener("pointerup", () => {
 for (const kind of ["pointermove", "pointerdown", "wheel", "input"]) {
   document.addEventListener(kind, () => task?.clock.input(), { capture: true, passive: true });
 }
+// The page alone has what the server has not answered: whoever reloads it is asked before that is lost.
+window.addEventListener("beforeunload", (event) => {
+  if (task && !task.isOver && task.edits !== task.saved) event.preventDefault();
+});
 document.addEventListener("visibilitychange", () => task?.clock.tell(document.hidden ? "hidden" : "visible"));
 for (const [id, call] of [["sign", sign], ["skip", skip], ["pause", pause]]) byId(id).addEventListener("click", () => Promise.resolve(call()).catch(say));
 byId("invert").addEventListener("click", () => viewer.film && viewer.invert());
