@@ -13,11 +13,12 @@ from cxr_jax.labels.sentences import Claim, Reading, Statement, read_statements
 
 MAX_SENTENCE = 2000  # characters; nobody writes longer ones
 # Why a sentence that says something cannot be told.
-UNTOLD = _LONG, _BLANK, _COMPARISON, _OTHERWISE = (
+UNTOLD = _LONG, _BLANK, _COMPARISON, _OTHERWISE, CORRECTED = (
     f"a finding in a sentence of over {MAX_SENTENCE:,} characters",
     "a finding in a sentence with a de-identified blank",
     "a finding that is told only by comparison",
     "a finding in a sentence that reads otherwise by itself",
+    "a finding behind an addendum or a correction, which may take back what was said before",
 )
 COLON, STOP = ":", "."  # what may stand behind the name of a part of the tour
 
@@ -110,10 +111,17 @@ def _draft_one(
     untold: dict[str, None] = {}
     # Which sentences are of the impression is told by where they stand.
     starts = _starts(report, reading.statements)
+    # Which of two findings holds, the parser cannot say: it reads both, or nothing where one is called an artefact.
+    correction = wording.CORRECTS.search(report.text or "")
+    if correction and not wording.is_aside((report.text or "")[correction.end() :] or "addendum"):
+        untold[CORRECTED] = None
     stands = False  # whether the sentence before is told
     for number, (statement, wordings, start) in enumerate(
         zip(reading.statements, choices, starts, strict=True)
     ):
+        if correction and statement.claims and start + len(statement.text) > correction.start():
+            untold[CORRECTED] = None
+            continue
         worded = _faithful(statement, wordings, claims)
         leans = wording.leans_on_another(statement.text)
         # Without the sentence that it leans on nobody knows what "this" is.

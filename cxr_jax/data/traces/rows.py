@@ -238,9 +238,10 @@ def judge(
         reasons = list(form)
         if not form:
             reasons = verify.compare(report_case.reading, reading)
-        # Why it could not be otherwise, where sentences could not be told.
-        if reasons and answer.text is not None:
-            reasons += report_case.draft.untold
+        # Why it could not be otherwise, where sentences could not be told; what is taken back, a writer may have told.
+        untold = report_case.draft.untold
+        if (reasons and answer.text is not None) or grammar.CORRECTED in untold:
+            reasons += untold
         if not form:
             reasons += verify.unsupported(reading, report_case.draft.material)
         judged.append((text, reasons))

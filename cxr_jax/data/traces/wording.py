@@ -15,6 +15,13 @@ from cxr_jax.labels.taxonomy import CHEXPERT_14, NEGATIVE, POSITIVE, UNCERTAIN
 # A de-identified blank, as MIMIC-CXR, Open-i and MIMIC-III write it.
 _GAP = r"(?:_{2,}|\b[Xx]{3,}\b|\[\*\*[^\]]*\*\*\])"
 
+# Where a report begins to take back what it has said. ("without correction for magnification" does not.)
+CORRECTS = re.compile(
+    r"\b(?:addend(?:um|a)\b|errat(?:um|a)\b|corrigend(?:um|a)\b|amend(?:ed|ment)\b|correction\s*[:;]|"
+    r"corrected (?:report|version|to)\b|(?:dictat|transcri)\w+ error|in error\b|erroneous|should (?:read|say|state)\b)",
+    re.IGNORECASE,
+)
+
 # What becomes of comparisons: they are left out, stay where a finding cannot be told without, or stay.
 COMPARISONS = DROP, NEEDED, KEEP = "drop", "needed", "keep"
 

@@ -103,6 +103,11 @@ def test_phantom_reports_are_all_kept():
 
 
 SAID = (
+    ("Edema. ADDENDUM: Discussed with Dr. ___ at 3 pm.", "Lungs: Edema."),
+    (
+        "Edema. Heart size 14 cm without correction for magnification.",
+        "Lungs: Edema. Heart: Heart size 14 cm without correction for magnification.",
+    ),
     (
         "FINDINGS: The heart is enlarged. No focal consolidation, pleural effusion or pneumothorax. "
         "Right PICC tip in the SVC. IMPRESSION: Cardiomegaly.",
@@ -188,6 +193,15 @@ NO_ROW = (
     ("Edema. Large left effusion has resolved.", grammar.UNTOLD[2]),
     ("Edema. XXXX pneumothorax.", grammar.UNTOLD[1]),
     ("Edema. Right opacity, ___ atelectasis.", grammar.UNTOLD[1]),
+    (
+        "Left consolidation. Addendum: the consolidation is an artefact; lungs are clear.",
+        grammar.UNTOLD[4],
+    ),
+    ("Left effusion.\nADDENDUM:\nThe effusion is right-sided.", grammar.UNTOLD[4]),
+    ("There is a left, correction: right, pleural effusion.", grammar.UNTOLD[4]),
+    ("Edema. The above mention of pneumonia was dictated in error.", grammar.UNTOLD[4]),
+    ("Corrected report: edema.", grammar.UNTOLD[4]),
+    ("Left effusion. This should read right effusion.", grammar.UNTOLD[4]),
     ("Sin derrame pleural ni neumotorax. Pulmones sin edema.", "the report is in another language"),
 )
 
