@@ -73,7 +73,7 @@ fi
 stopped=0
 bash "$here/local.sh" "$@" &
 main=$!
-trap 'stopped=1; kill -TERM "$main" 2>/dev/null' TERM INT
+trap 'stopped=1; kill -TERM "$main" 2>/dev/null || true' TERM INT # it may have ended by itself
 await "$main"
 
 # Process 0 writes done.json at the very end, and a shared disk may show it late; who was told to stop need not wait.

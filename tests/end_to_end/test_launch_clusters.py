@@ -147,6 +147,24 @@ def test_tpu_queued(cluster):
     )
 
 
+def test_tpu_stop_behind_the_end_of_main(cluster):
+    """Told to stop while it waits for done.json: main is gone by then, and the run is saved all the same."""
+    env = tpu_ready(cluster)
+    assert cluster.launch("tpu_vm.sh", "run", *cluster.flags, **env)[2] == 0
+    cluster.started()
+    (cluster.workdir / "saved").touch()  # as another process would: both end by themselves
+    wait(
+        lambda: cluster.launch("tpu_vm.sh", "logs", **env)[0].count(": saved") == 2,
+        "both have saved",
+    )
+    assert cluster.launch("tpu_vm.sh", "stop", **env)[0].count(": ended") == 2
+    wait(
+        lambda: cluster.launch("tpu_vm.sh", "logs", **env)[0].count("exit code 0") == 2,
+        "both exit codes are in the log",
+        seconds=30,
+    )
+
+
 def test_tpu_run_stop_and_continue(cluster):
     env = tpu_ready(cluster)
     out, error, code = cluster.launch(
