@@ -1,14 +1,12 @@
 """The page and other systems, by the keyboard: a study is found, its film pulled and read, the signed report sent."""
 
 import browser
-import numpy as np
 import pytest
 import room_server
 from fake_archive import archive_of, header_of
 from room_client import room
+from stub_pages import write_phantom
 
-from cxr_jax.data.sources.phantom import PhantomSource
-from cxr_jax.phantom.dicom_writer import write_dicom
 from cxr_jax.serve.app import create_app
 
 pytestmark = pytest.mark.slow
@@ -23,10 +21,7 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
-    path = tmp_path_factory.mktemp("film") / "film.dcm"
-    image = np.asarray(PhantomSource("A", "test", 3).batch(np.arange(1))["image"])[0]
-    write_dicom(path, image, hospital="A", ap=False, seed=1)
-    return path.read_bytes()
+    return write_phantom(tmp_path_factory.mktemp("film")).read_bytes()
 
 
 @pytest.fixture

@@ -111,17 +111,12 @@ def _draft_one(
     untold: dict[str, None] = {}
     # Which sentences are of the impression is told by where they stand.
     starts = _starts(report, reading.statements)
-    # Which of two findings holds, the parser cannot say: it reads both, or nothing where one is called an artefact.
-    correction = wording.CORRECTS.search(report.text or "")
-    if correction and not wording.is_aside((report.text or "")[correction.end() :] or "addendum"):
+    if _takes_back(report, reading.statements, starts):
         untold[CORRECTED] = None
     stands = False  # whether the sentence before is told
     for number, (statement, wordings, start) in enumerate(
         zip(reading.statements, choices, starts, strict=True)
     ):
-        if correction and statement.claims and start + len(statement.text) > correction.start():
-            untold[CORRECTED] = None
-            continue
         worded = _faithful(statement, wordings, claims)
         leans = wording.leans_on_another(statement.text)
         # Without the sentence that it leans on nobody knows what "this" is.
@@ -152,6 +147,19 @@ def _faithful(
         return [] if is_bare else worded
     # Nothing fits: a loss where the sentence says something, and none where it does not.
     return None if statement.claims else []
+
+
+def _takes_back(report: Report, statements: Sequence[Statement], starts: Sequence[int]) -> bool:
+    """Whether a report corrects itself by more than who was told."""
+    text = report.text or ""
+    correction = wording.CORRECTS.search(text)
+    if correction is None:
+        return False
+    # Which of two findings holds, the parser cannot say: it reads both, or nothing where one is called an artefact.
+    return not wording.is_aside(text[correction.end() :] or "addendum") or any(
+        statement.claims and start + len(statement.text) > correction.start()
+        for statement, start in zip(statements, starts, strict=True)
+    )
 
 
 def _why_untold(text: str) -> str:
