@@ -226,7 +226,8 @@ def answer_machine(names: Sequence[str]) -> Machine:
     def final(state: _AnswerState) -> int:
         return int(state[0] == "done")
 
-    return compile_machine(("before", b"", None), step, final)
+    texts = [ANSWER, END_ANSWER, b",", *folded, *map(bytes.upper, folded), *WHITESPACE, *FOLDS]
+    return compile_machine(("before", b"", None), step, final, told_apart=b"".join(texts))
 
 
 def _keep_prefix(read: bytes, tag: bytes) -> bytes:

@@ -44,6 +44,7 @@ def compile_machine(
     start: State,
     step: Callable[[State, int], tuple[State, int]],
     final: Callable[[State], int] = _nothing,
+    told_apart: bytes = bytes(range(256)),
 ) -> Machine:
     """Compile a step function to a table, by enumerating the states that can be reached from `start`.
 
@@ -51,6 +52,7 @@ def compile_machine(
         start: the first state.
         step: (state, byte) -> (next state, event). Events are small ints; event 0 is nothing.
         final: state -> its final value, a small int.
+        told_apart: the bytes that `step` may treat as no other byte; all others are tried as one.
 
     Raises:
         ValueError: past MAX_STATES: the step function then most likely remembers the whole text.
@@ -58,9 +60,14 @@ def compile_machine(
     number_of = {start: 0}
     states = [start]
     next_rows, event_rows = [], []
+    others = [byte for byte in range(256) if byte not in told_apart]
+    stands_for = np.arange(256)
+    stands_for[others] = others[:1]
+    tried = np.unique(stands_for)
+    column = np.searchsorted(tried, stands_for)
     for state in states:  # grows while we walk it
         next_row, event_row = [], []
-        for byte in range(256):
+        for byte in tried.tolist():
             target, event = step(state, byte)
             if target not in number_of:
                 number_of[target] = len(states)
@@ -72,8 +79,8 @@ def compile_machine(
         if len(states) > MAX_STATES:
             raise ValueError(f"the automaton has more than {MAX_STATES} states")
     return Machine(
-        np.array(next_rows, np.int32),
-        np.array(event_rows, np.int32),
+        np.array(next_rows, np.int32)[:, column],
+        np.array(event_rows, np.int32)[:, column],
         np.array([final(state) for state in states], np.int32),
     )
 

@@ -45,9 +45,12 @@ def _keys(seed: int, stream: int, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda place: jax.random.fold_in(base, place))(index)
 
 
-@functools.partial(jax.jit, static_argnames="hospital")
-def _batch(keys: jax.Array, hospital: str, sites: jax.Array | None = None) -> Tree:
-    scene = sample_scenes(keys, hospital, sites)
+# Apart from what is drawn, which is most of the work and one program for both hospitals.
+scenes_of = functools.partial(jax.jit, static_argnames="hospital")(sample_scenes)
+
+
+@jax.jit
+def _batch(scene: Tree) -> Tree:
     batch = {"image": render(scene), "labels": labels(scene), "sides": sides(scene), "scene": scene}
     return batch | {"regions": regions(scene)}
 
@@ -57,7 +60,7 @@ def make_batch(
 ) -> Tree:
     """Draw examples `indices` of one stream, on the host.
 
-    Compiled once per batch size and hospital, for all sites together.
+    Compiled once per batch size, for both hospitals together, and once more for all sites.
 
     Args:
         sites: int [B], the site of each, or None for the hospital itself.
@@ -68,7 +71,7 @@ def make_batch(
     """
     keys = example_keys(seed, split, hospital, indices)
     sites = None if sites is None else site_keys(seed, sites)
-    return jax.tree.map(np.asarray, _batch(keys, hospital, sites))
+    return jax.tree.map(np.asarray, _batch(scenes_of(keys, hospital, sites)))
 
 
 def scene_row(scene: Tree, row: int) -> Tree:
@@ -91,6 +94,7 @@ __all__ = [
     "render",
     "sample_scenes",
     "scene_row",
+    "scenes_of",
     "sides",
     "site_keys",
 ]

@@ -438,6 +438,7 @@ def region_masks(scene: Tree, count: int = CELLS * 7) -> jax.Array:
     )
 
 
+@jax.jit
 def region_maps(scene: Tree) -> jax.Array:
     """Give the coverage of each cell by each finding of one scene, float32 [12, 8, 8].
 

@@ -65,6 +65,7 @@ def render(scene: Tree, side: int = SIZE) -> jax.Array:
     return jax.vmap(functools.partial(_render_one, side=side))(scene)
 
 
+@functools.partial(jax.jit, static_argnames="side")
 def _render_one(scene: Tree, side: int) -> jax.Array:
     return develop(scene, *_attenuation(scene, side))
 

@@ -5,6 +5,7 @@ function of a PRNG key and jittable; hospital "A" is the training world, "B" the
 hospital are the business of `sites.py`.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -141,6 +142,8 @@ def sample_scenes(keys: jax.Array, hospital: str, sites: jax.Array | None = None
     return jax.vmap(lambda key, site: _sample_one(key, hospital, around.draw(site)))(keys, sites)
 
 
+# Each function of one scene is jitted under its `vmap`: it is traced once, whatever the batch and the hospital.
+@functools.partial(jax.jit, static_argnames="hospital")
 def _sample_one(key: jax.Array, hospital: str, site: Tree | None = None) -> Tree:
     # One draw for everything: many small draws would each be compiled, which takes longer than all the rest.
     uniform = jax.random.uniform(key, (_DRAWS,), minval=1e-6, maxval=1.0)

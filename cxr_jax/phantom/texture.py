@@ -60,21 +60,28 @@ def _raster(segments: list[_Segment]) -> np.ndarray:
     """Draw segments as soft tubes, the brightest wins; float32 [TREE, TREE] in 0..1."""
     lateral = TREE_LATERAL[0] + (TREE_LATERAL[1] - TREE_LATERAL[0]) * np.arange(TREE) / (TREE - 1)
     down = TREE_DOWN[0] + (TREE_DOWN[1] - TREE_DOWN[0]) * np.arange(TREE) / (TREE - 1)
-    pixel_x, pixel_y = lateral[None, :], down[:, None]
-    canvas = np.zeros((TREE, TREE), np.float32)
+    canvas = np.zeros((TREE, TREE))
     for start_x, start_y, end_x, end_y, width in segments:
+        # Thin tubes keep a drawable radius and lose brightness instead.
+        radius = max(width, 0.008)
+        # Beyond this exp(-distance^2 / radius^2) is 0 in float32.
+        reach = 10.3 * radius
+        columns = _within(lateral, min(start_x, end_x) - reach, max(start_x, end_x) + reach)
+        rows = _within(down, min(start_y, end_y) - reach, max(start_y, end_y) + reach)
+        pixel_x, pixel_y = lateral[None, columns], down[rows, None]
         step_x, step_y = end_x - start_x, end_y - start_y
         # How far along the segment the point nearest to each pixel is.
         along = (pixel_x - start_x) * step_x + (pixel_y - start_y) * step_y
         along = np.clip(along / (step_x * step_x + step_y * step_y + 1e-9), 0, 1)
         squared_offset = (pixel_x - start_x - along * step_x) ** 2
         squared_offset = squared_offset + (pixel_y - start_y - along * step_y) ** 2
-        # Thin tubes keep a drawable radius and lose brightness instead.
-        radius = max(width, 0.008)
-        canvas = np.maximum(
-            canvas, (width / 0.022) ** 0.8 * np.exp(-squared_offset / (radius * radius))
-        )
+        tube = (width / 0.022) ** 0.8 * np.exp(-squared_offset / (radius * radius))
+        canvas[rows, columns] = np.maximum(canvas[rows, columns], tube)
     return np.minimum(canvas, 1.0)
+
+
+def _within(places: np.ndarray, lowest: float, highest: float) -> slice:
+    return slice(*np.searchsorted(places, (lowest, highest)))
 
 
 @functools.lru_cache(maxsize=1)

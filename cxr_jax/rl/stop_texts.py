@@ -121,7 +121,9 @@ def _byte_machine(texts: Sequence[bytes]) -> np.ndarray:
         return next(end for end in ends if end in beginnings), 0
 
     start: bytes | None = b""
-    machine = automaton.compile_machine(start, step, lambda state: int(state is None))
+    machine = automaton.compile_machine(
+        start, step, lambda state: int(state is None), told_apart=b"".join(texts)
+    )
     # The complete one goes to the end; it was found somewhere among the others.
     complete, last = int(np.argmax(machine.final)), len(machine.final) - 1
     place = np.arange(last + 1)

@@ -67,7 +67,9 @@ def _hash_on_device(arrays: list[jax.Array]) -> jax.Array:
     return jnp.stack([_sum_halves(array) for array in arrays])
 
 
+@jax.jit
 def _sum_halves(array: jax.Array) -> jax.Array:
+    # Arrays of one shape, as most of a model are, are traced once.
     array_words = _words(array)
     # Each word's position in the whole array, axis by axis: the compiler forms it where the word lies.
     positions = jnp.zeros(array_words.shape, jnp.uint32)

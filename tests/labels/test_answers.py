@@ -12,6 +12,7 @@ from completions import good, small_tokenizer
 import cxr_jax.labels
 from cxr_jax.errors import UserError
 from cxr_jax.labels import CHEXPERT_14, answer_machines, answers, automaton
+from cxr_jax.rl import stop_texts
 
 ALL_CHARS = [chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000]
 
@@ -63,6 +64,26 @@ def test_kelvin_sign_folds_in_names_that_have_a_k():
         int(e[e > 0][0]) - 4 for e in np.asarray(events).T
     ]  # the closing byte's event: outcome + n + 2
     assert said == [1, 1, 2, 2, 3, 3, 3, 3]
+
+
+def test_a_machine_that_tries_fewer_bytes_is_the_same():
+    """Whoever says which bytes it tells apart must forget none."""
+    compile_machine, compiled = automaton.compile_machine, []
+
+    def keep(start, step, final, told_apart=b""):
+        compiled.append(
+            [compile_machine(start, step, final), compile_machine(start, step, final, told_apart)]
+        )
+        return compiled[-1][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answer_machines, "compile_machine", keep)
+        answer_machines.answer_machine(["Edema", "Kink", "No Finding"])
+        patch.setattr(automaton, "compile_machine", keep)
+        stop_texts._byte_machine([b"</answer>", "né".encode()])
+    assert len(compiled) == 2
+    for whole, fewer in compiled:
+        assert all(map(np.array_equal, vars(whole).values(), vars(fewer).values()))
 
 
 def test_machine_limits():

@@ -113,7 +113,7 @@ class PhantomSource:
     def facts(self, indices: Indices) -> Batch:
         """Give what `targets` needs of `batch`, without drawing the images: a fraction of the time."""
         keys, sites = self._keys(indices)
-        return {"scene": jax.tree.map(np.asarray, _scenes(keys, self.hospital, sites))}
+        return {"scene": jax.tree.map(np.asarray, phantom.scenes_of(keys, self.hospital, sites))}
 
     def solutions(self, indices: Indices) -> np.ndarray:
         """Give the solutions of `batch`, bool [B, 14], without drawing the images."""
@@ -206,9 +206,6 @@ class PhantomSource:
 @functools.partial(jax.jit, static_argnames="hospital")
 def _labels(keys: jax.Array, hospital: str, sites: jax.Array | None) -> jax.Array:
     return phantom.labels(phantom.sample_scenes(keys, hospital, sites))
-
-
-_scenes = functools.partial(jax.jit, static_argnames="hospital")(phantom.sample_scenes)
 
 
 # ---- Studies of several films -----------------------------------------------------------------------

@@ -80,6 +80,7 @@ def render(scene: Tree, hidden: jax.Array, keys: jax.Array) -> jax.Array:
     return jax.vmap(_render_one)(scene, hidden, keys)
 
 
+@jax.jit
 def _render_one(scene: Tree, hidden: jax.Array, key: jax.Array) -> jax.Array:
     film = film_of(scene, key)
     # What is hidden moves nothing that the frontal shows: the domes stay where they are there.
@@ -398,6 +399,7 @@ def regions(scene: Tree, hidden: jax.Array, keys: jax.Array) -> jax.Array:
     return jax.vmap(_region_maps)(scene, hidden, keys) * region_weights(scene)
 
 
+@jax.jit
 def _region_maps(scene: Tree, hidden: jax.Array, key: jax.Array) -> jax.Array:
     film, margin = film_of(scene, key), 4 * PIXEL
     view = profile(_as_frontal(film, hidden), CELLS * 7)
