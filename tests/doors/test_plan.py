@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
 
 import forked
 import jax
@@ -13,7 +11,6 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from jax.sharding import PartitionSpec as P
-from places import ROOT
 
 from cxr_jax import plan
 from cxr_jax.config.sections import OptimizerConfig, RunConfig
@@ -207,14 +204,12 @@ PLAN = (
 
 @pytest.fixture(scope="module")
 def commands():
-    """{arguments: (exit code, stdout, stderr)}: one as a process of its own, and all others of one import."""
-    lists = [FILM, *(tuple(args) for args, _ in BAD)]
+    """{arguments: (exit code, stdout, stderr)}."""
+    lists = [PLAN, FILM, *(tuple(args) for args, _ in BAD)]
     # What is counted is XLA's; LLVM, which would take a quarter of the time, changes none of it.
-    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": NO_LLVM}
+    env = os.environ | {"XLA_FLAGS": NO_LLVM}
     done = dict(zip(lists, forked.calls(lists, module="cxr_jax.plan", env=env), strict=True))
-    line = [sys.executable, "-m", "cxr_jax.plan", *PLAN]
-    alone = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
-    return done | {PLAN: (alone.returncode, alone.stdout, alone.stderr)}
+    return done
 
 
 def test_a_plan_on_devices_that_are_not_there(commands):

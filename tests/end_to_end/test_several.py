@@ -36,10 +36,7 @@ RL = [
 
 
 def start(folder, processes, devices):
-    every = {
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # small programs take seconds, too
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {fast_compile.FLAGS}",
-    }
+    every = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {fast_compile.FLAGS}"}
     return several.start([*RL, f"--workdir={folder}"], processes, devices, **every)
 
 

@@ -1,13 +1,11 @@
 """Rows of single films -> questions about studies -> an evaluation, whose answers are those that serving gives."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from forked import calls
 from PIL import Image as PilImage
-from places import ROOT
 
 import cxr_jax
 from cxr_jax.data.sources import manifest, phantom
@@ -50,12 +48,12 @@ def test_an_evaluation_of_studies_gives_the_answers_of_serving(folder, tmp_path)
         "min_pixels": 28**2,
         "max_pixels": 112**2,
     }
-    argv = [sys.executable, "-m", "cxr_jax.main", "--config=evaluate:files"]
-    argv += [f"--workdir={tmp_path / 'run'}"]
+    argv = ["--config=evaluate:files", f"--workdir={tmp_path / 'run'}"]
     argv += [f"--config.data.{key}={value}" for key, value in data.items()]
     argv += ["--config.max_completion=24", "--config.eval.n_final=12", "--config.eval.batch_size=6"]
     argv += ["--config.eval.bootstrap=10", "--config.eval.cases=12"]
-    subprocess.run(argv, cwd=ROOT, check=True)
+    [(code, _, errors)] = calls([argv])
+    assert code == 0, errors
 
     rows = manifest.load_rows(folder / "rows.jsonl", folder, images=IMAGES)
     by_id = {row.id: row for row in rows}

@@ -1,11 +1,10 @@
 """Every script of examples/ runs as its first lines say, and prints what it promises."""
 
 import json
-import subprocess
-import sys
 
 import fast_compile
 import pytest
+from forked import calls
 from places import ROOT
 
 from cxr_jax.labels import CHEXPERT_14
@@ -15,16 +14,11 @@ SMALL_RUN = ["max_completion=16", "rl.prompts_per_step=2", "rl.group_size=2", "e
 
 
 def run_example(name, *flags) -> str:
-    done = subprocess.run(
-        [sys.executable, f"examples/{name}", *flags],
-        cwd=ROOT,
-        env=fast_compile.environment(PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        timeout=600,
+    [(code, out, err)] = calls(
+        [flags], timeout=600, module=f"examples/{name}", env=fast_compile.environment()
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert code == 0, err
+    return out
 
 
 def test_every_script_has_a_test_here():

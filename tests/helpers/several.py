@@ -1,12 +1,10 @@
-"""Starts `python -m cxr_jax.main` as several processes on this machine, each with some fake devices."""
+"""Starts `cxr_jax.main` as several processes on this machine, each with some fake devices."""
 
-import concurrent.futures
 import os
 import socket
-import subprocess
 import sys
 
-from places import ROOT
+import forked
 
 
 def free_port() -> int:
@@ -15,10 +13,9 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start(argv, processes: int, devices: int, **environment) -> list[subprocess.Popen]:
+def start(argv, processes: int, devices: int, **environment) -> list[forked.Process]:
     """The processes, `devices` fake ones each. One process is started as any user would, without CXR_* variables."""
     env = os.environ | {
-        "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "CXR_START_TIMEOUT": "60",
         "CXR_HEARTBEAT_TIMEOUT": "10",
@@ -27,14 +24,7 @@ def start(argv, processes: int, devices: int, **environment) -> list[subprocess.
     if processes > 1:
         env |= {"CXR_COORDINATOR": f"127.0.0.1:{free_port()}", "CXR_NUM_PROCESSES": str(processes)}
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "cxr_jax.main", *argv],
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env | ({"CXR_PROCESS_ID": str(k)} if processes > 1 else {}),
-        )
+        forked.start(argv, env=env | ({"CXR_PROCESS_ID": str(k)} if processes > 1 else {}))
         for k in range(processes)
     ]
 
@@ -42,10 +32,7 @@ def start(argv, processes: int, devices: int, **environment) -> list[subprocess.
 def end(started, timeout=600) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of each process."""
     try:
-        with concurrent.futures.ThreadPoolExecutor(
-            len(started)
-        ) as pool:  # a full pipe would stop its process
-            out = list(pool.map(lambda p: p.communicate(timeout=timeout), started))
+        out = [p.communicate(timeout=timeout) for p in started]
     finally:
         for p in started:
             p.kill()

@@ -4,17 +4,15 @@ import concurrent.futures
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import fast_compile
+import forked
 import jax
 import numpy as np
 import pytest
 from forked import calls
-from places import ROOT
 
 import cxr_jax
 from cxr_jax.metrics import run_log
@@ -58,26 +56,9 @@ TIMES, TIMED = {"time", "samples_per_second", "step_time"}, ("perf/", "goodput/"
 TASKS = pytest.mark.parametrize("task", ["sft", "rl"])
 
 
-def start(task, folder, **options):
-    command = [
-        sys.executable,
-        "-m",
-        "cxr_jax.main",
-        *ARGUMENTS[task],
-        *SMALL,
-        f"--workdir={folder}",
-    ]
-    # The small programs of a run take seconds, too.
-    env = fast_compile.environment(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=env,
-        **options,
-    )
+def start(task, folder):
+    argv = [*ARGUMENTS[task], *SMALL, f"--workdir={folder}"]
+    return forked.start(argv, env=fast_compile.environment())
 
 
 def finish(process, code=0):
