@@ -31,7 +31,7 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.load_profile("repeatable")
 
 # What the garbage collector waits for. By its own numbers it walks all that JAX has traced every few seconds.
-NEW_OBJECTS = 50_000
+NEW_OBJECTS = 300_000
 
 MOST_MEMORY = 5 * 2**30  # of a process of tests, where those of the next file may be any
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from clusters import one_line, records, tpu_ready, wait
+from clusters import one_line, records, tpu_ready, wait, wait_for_log
 from places import ROOT
 
 OURS = sorted(p.name for p in (ROOT / "launch").iterdir() if p.suffix in (".sh", ".sbatch"))
@@ -153,16 +153,9 @@ def test_tpu_stop_behind_the_end_of_main(cluster):
     assert cluster.launch("tpu_vm.sh", "run", *cluster.flags, **env)[2] == 0
     cluster.started()
     (cluster.workdir / "saved").touch()  # as another process would: both end by themselves
-    wait(
-        lambda: cluster.launch("tpu_vm.sh", "logs", **env)[0].count(": saved") == 2,
-        "both have saved",
-    )
+    wait_for_log(cluster, ": saved", 2, env)
     assert cluster.launch("tpu_vm.sh", "stop", **env)[0].count(": ended") == 2
-    wait(
-        lambda: cluster.launch("tpu_vm.sh", "logs", **env)[0].count("exit code 0") == 2,
-        "both exit codes are in the log",
-        seconds=30,
-    )
+    wait_for_log(cluster, "exit code 0", 2, env, seconds=30)
 
 
 def test_tpu_run_stop_and_continue(cluster):
@@ -183,10 +176,7 @@ def test_tpu_run_stop_and_continue(cluster):
     out, error, code = cluster.launch("tpu_vm.sh", "stop", **env)
     assert code == 0 and out.count(": ended") == 2, error
     # The run has ended; the line of its exit code is written next.
-    wait(
-        lambda: cluster.launch("tpu_vm.sh", "logs", **env)[0].count("exit code 0") == 2,
-        "both exit codes are in the log",
-    )
+    wait_for_log(cluster, "exit code 0", 2, env)
     out, _, _ = cluster.launch("tpu_vm.sh", "logs", **env)
     first, second = records(out)
     for k, record in enumerate((first, second)):
@@ -203,10 +193,7 @@ def test_tpu_run_stop_and_continue(cluster):
     assert cluster.launch("tpu_vm.sh", "stop", **env)[0].count("run is not running") == 2
     assert cluster.launch("tpu_vm.sh", "run", *cluster.flags, **env)[2] == 0
     wait((cluster.workdir / "done.json").exists, "the run is complete")
-    wait(
-        lambda: cluster.launch("tpu_vm.sh", "logs", **env)[0].count("exit code 0") == 4,
-        "both workers ended",
-    )
+    wait_for_log(cluster, "exit code 0", 4, env)
     assert cluster.launch("tpu_vm.sh", "delete", **env)[2] == 0
 
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import yaml
-from clusters import GPU, gke, gke_end, gke_state, one_line, records, tpu_ready, wait
+from clusters import GPU, gke, gke_end, gke_state, one_line, records, tpu_ready, wait_for_log
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,7 @@ def test_gke_delete_saves(cluster):
 def sum_tpu(cluster, flags):
     env = tpu_ready(cluster)
     assert cluster.launch("tpu_vm.sh", "run", *flags, **env)[2] == 0
-    wait(
-        lambda: cluster.launch("tpu_vm.sh", "logs", **env)[0].count("exit code") == 2,
-        "both workers ended",
-    )
+    wait_for_log(cluster, "exit code", 2, env)
     return cluster.launch("tpu_vm.sh", "logs", **env)[0]
 
 

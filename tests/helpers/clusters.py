@@ -92,11 +92,17 @@ def free_port():
         return s.getsockname()[1]
 
 
-def wait(ready, what, seconds=120):
+def wait(ready, what, seconds=120, pause=0.02):
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end, f"not in {seconds} s: {what}"
-        time.sleep(0.02)
+        time.sleep(pause)
+
+
+def wait_for_log(cluster, said, times, env, **options):
+    """Each look at the log starts a dozen processes, which would take the time of those that it waits for."""
+    log = lambda: cluster.launch("tpu_vm.sh", "logs", **env)[0]
+    wait(lambda: log().count(said) == times, f"{said!r} is in the log", pause=1, **options)
 
 
 def records(text):
