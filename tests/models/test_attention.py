@@ -248,7 +248,9 @@ def test_the_mesh_divides_the_scores_that_go_at_once():
     """16 rows on 8 devices are 2 on each."""
     rows, tokens = 16 * 16, 1024
     assert attentions.chosen_kind("auto", rows, tokens, tokens) == "blocked"
-    mesh = jax.sharding.AbstractMesh((8, 1, 1), ("data", "fsdp", "tensor"))
+    mesh = jax.sharding.AbstractMesh(
+        (8, 1, 1), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3
+    )
     with jax.sharding.use_abstract_mesh(mesh):
         assert attentions.chosen_kind("auto", rows, tokens, tokens) == "xla"
 

@@ -1,9 +1,9 @@
-"""Load a model folder with transformers on torch, and run it: `load_export.py FOLDER IN.npz OUT.npz`.
+"""Load model folders with transformers on torch, and run them.
 
-    .venv-oracle/bin/python tests/oracle/load_export.py FOLDER IN.npz OUT.npz
+    .venv-oracle/bin/python tests/oracle/load_export.py FOLDER IN.npz OUT.npz [FOLDER IN.npz OUT.npz ..]
 
 IN.npz: input_ids, attention_mask, pixels (patches, or Gemma's images), grids (no images: an empty grids). OUT.npz:
-logits (float32). Prints one JSON object: what loading left over, and the settings that were read.
+logits (float32). Prints a line of JSON for each: what loading left over, and the settings that were read.
 tests/weights/test_convert.py asserts that stderr, where transformers warns, stays empty.
 """
 
@@ -58,4 +58,5 @@ def main(folder: str, given: str, result: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for place in range(1, len(sys.argv), 3):
+        main(*sys.argv[place : place + 3])

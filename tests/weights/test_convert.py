@@ -144,15 +144,11 @@ def test_transformers_reads_the_settings(tmp_path):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not ORACLE_PYTHON.exists(), reason="needs .venv-oracle, see tests/oracle/requirements.txt"
-)
-@pytest.mark.parametrize(
-    "source", ["phantom", "images", "ragged", "even, its head alone", "qwen3_taps", "qwen3_deep"]
-)
-def test_transformers_computes_the_same(tmp_path, source):
-    """An export loads in transformers without a warning, and gives our logits; so does a folder with its head alone."""
+SOURCES = ("phantom", "images", "ragged", "even, its head alone", "qwen3_taps", "qwen3_deep")
+
+
+def export(folder, source):
+    """A case there and back: (the folder that transformers reads, what it is asked)."""
     name = source.partition(",")[0]
     c = golden_cases.case("images" if source == "phantom" else name)
     src = source
@@ -170,36 +166,48 @@ def test_transformers_computes_the_same(tmp_path, source):
             is_tied = name != source and hf_table.canonical_key(key) == "model.embed_tokens.weight"
             return "lm_head.weight" if is_tied else key
 
-        src = golden_cases.write_folder(tmp_path / "src", name, stored_key)
+        src = golden_cases.write_folder(folder / "src", name, stored_key)
         given = {k: c[k] for k in ("input_ids", "attention_mask", "grids", "pixels")}
         given["input_ids"] = given["input_ids"].astype(np.int64)
-    assert call("from-hf", src, tmp_path / "ours") == 0
-    assert call("to-hf", tmp_path / "ours", tmp_path / "back", "--max_shard_gb=0.0001") == 0
-    theirs_to_read = tmp_path / "back"
-    if name != source:
-        theirs_to_read = src
-        for file in ("preprocessor_config.json", "generation_config.json"):
-            shutil.copy(tmp_path / "back" / file, src)
-    np.savez(tmp_path / "in.npz", **given)
-    done = subprocess.run(
-        [
-            ORACLE_PYTHON,
-            ROOT / "tests/oracle/load_export.py",
-            theirs_to_read,
-            tmp_path / "in.npz",
-            tmp_path / "out.npz",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    assert call("from-hf", src, folder / "ours") == 0
+    assert call("to-hf", folder / "ours", folder / "back", "--max_shard_gb=0.0001") == 0
+    if name == source:
+        return folder / "back", given
+    for file in ("preprocessor_config.json", "generation_config.json"):
+        shutil.copy(folder / "back" / file, src)
+    return src, given
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """{source: (its folder, what was asked, what loading said, logits)}, all of one process of transformers."""
+    folders, given, arguments = {}, {}, []
+    for source in SOURCES:
+        folder = folders[source] = tmp_path_factory.mktemp("export")
+        read, given[source] = export(folder, source)
+        np.savez(folder / "in.npz", **given[source])
+        arguments += [read, folder / "in.npz", folder / "out.npz"]
+    command = [ORACLE_PYTHON, ROOT / "tests/oracle/load_export.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    said = json.loads(done.stdout)
+    return {
+        source: (folder, given[source], json.loads(said), np.load(folder / "out.npz")["logits"])
+        for (source, folder), said in zip(folders.items(), done.stdout.splitlines(), strict=True)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not ORACLE_PYTHON.exists(), reason="needs .venv-oracle, see tests/oracle/requirements.txt"
+)
+@pytest.mark.parametrize("source", SOURCES)
+def test_transformers_computes_the_same(exports, source):
+    """An export loads in transformers without a warning, and gives our logits; so does a folder with its head alone."""
+    folder, given, said, theirs = exports[source]
     assert not any(said[k] for k in said if k.endswith("_keys") or k == "error_msgs"), said
-    theirs = np.load(tmp_path / "out.npz")["logits"]
     images = (given["pixels"], given["grids"]) if len(given["grids"]) else (None, None)
-    mine = cxr_jax.load(tmp_path / "ours").logits(
+    mine = cxr_jax.load(folder / "ours").logits(
         given["input_ids"], *images, given["attention_mask"]
     )
     shown = given["attention_mask"].astype(bool)

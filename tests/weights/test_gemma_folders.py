@@ -151,27 +151,39 @@ def test_names_of_adapters_are_those_of_transformers(tmp_path):
 # ---- transformers --------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """{seed: (case, folder, what loading said)}, all of one process of transformers."""
+    made, arguments = {}, []
+    for seed in SEEDS:
+        case, folder = cases.draw(seed), tmp_path_factory.mktemp("export")
+        config, params = hf_folder.load(write(folder / "source", case))
+        hf_folder.save(folder / "hf", config, params, tokenizer=gemma_tokenizer.folder())
+        given = dict(input_ids=case.input_ids, attention_mask=shown(case), grids=case.grids)
+        np.savez(folder / "in.npz", pixels=case.images(), **given)
+        arguments += [folder / "hf", folder / "in.npz", folder / "out.npz"]
+        made[seed] = case, folder
+    command = [ORACLE_PYTHON, ROOT / "tests/oracle/load_export.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    lines = map(json.loads, done.stdout.splitlines())
+    return {seed: (*made[seed], said) for seed, said in zip(SEEDS, lines, strict=True)}
+
+
+def shown(case):
+    return np.ones_like(case.input_ids) if case.attention_mask is None else case.attention_mask
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not ORACLE_PYTHON.exists(), reason="needs .venv-oracle")
 @pytest.mark.parametrize("seed", SEEDS)
-def test_transformers_loads_an_export_without_a_warning(tmp_path, seed):
-    case = cases.draw(seed)
-    config, params = hf_folder.load(write(tmp_path / "source", case))
-    hf_folder.save(tmp_path / "hf", config, params, tokenizer=gemma_tokenizer.folder())
-    mask = np.ones_like(case.input_ids) if case.attention_mask is None else case.attention_mask
-    given = dict(input_ids=case.input_ids, attention_mask=mask, grids=case.grids)
-    np.savez(tmp_path / "in.npz", pixels=case.images(), **given)
-    script = [ORACLE_PYTHON, ROOT / "tests/oracle/load_export.py", tmp_path / "hf"]
-    command = [*script, tmp_path / "in.npz", tmp_path / "out.npz"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    said = json.loads(done.stdout)
+def test_transformers_loads_an_export_without_a_warning(exports, seed):
+    case, folder, said = exports[seed]
     assert not any(said[k] for k in said if k.endswith("_keys") or k == "error_msgs"), said
-    theirs = np.load(tmp_path / "out.npz")["logits"]
+    theirs, mask = np.load(folder / "out.npz")["logits"], shown(case).astype(bool)
     images = (case.pixel_values, case.grids) if len(case.grids) else (None, None)
-    mine = cxr_jax.load(tmp_path / "hf").logits(case.input_ids, *images, mask)
-    shown = mask.astype(bool)
-    assert np.abs(theirs - mine)[shown].max() <= 1e-4 * theirs[shown].std()
+    mine = cxr_jax.load(folder / "hf").logits(case.input_ids, *images, shown(case))
+    assert np.abs(theirs - mine)[mask].max() <= 1e-4 * theirs[mask].std()
 
 
 @pytest.mark.slow
