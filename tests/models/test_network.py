@@ -86,7 +86,9 @@ def of_tower(config: VisionConfig, seed=0):
     case = draw_case(seed, dataclasses.replace(BASE, vision=config))
     pixels, grid = case.images[0][0]
     params = case.params["vision"]
-    seen = tower.forward(params, config, pixels[None], grid)
+    seen = jax.jit(lambda *arrays: tower.forward(arrays[0], config, arrays[1], grid))(
+        params, pixels[None]
+    )
     tokens, taps = plain_network.encode(config, params, pixels, grid)
     return [leaf[0] for leaf in jax.tree.leaves(seen)], [tokens, *taps]
 
@@ -133,15 +135,20 @@ def leaf_at(params, path, default):
 
 
 def full_row(case, number):
-    """Logits [T, V] of one prompt, not compiled as a whole."""
+    """Logits [T, V] of one prompt."""
     config, ids = case.config, case.prompts[number][None]
     features = seen_of(case.params, config, case.images[number])
     grids = [grid for _, grid in case.images[number]] or None
     positions = network.positions(config, ids, grids)
-    hidden = network.hidden_states(
-        case.params, config, ids, np.ones(ids.shape, bool), positions, features=features
-    )
-    return np.asarray(network.unembed(case.params, config, hidden))[0]
+
+    @jax.jit
+    def logits(params, features):
+        hidden = network.hidden_states(
+            params, config, ids, np.ones(ids.shape, bool), positions, features=features
+        )
+        return network.unembed(params, config, hidden)
+
+    return np.asarray(logits(case.params, features))[0]
 
 
 def plain_row(case, number, completion=None):
@@ -155,7 +162,8 @@ def seen_of(params, config, images):
     """Tokens and taps [1, I, D] of a row's images; None without any."""
     if not images:
         return None
-    seen = [network.vision(params, config, pixels[None], grid) for pixels, grid in images]
+    see = jax.jit(network.vision, static_argnums=(1, 3))
+    seen = [see(params, config, pixels[None], grid) for pixels, grid in images]
     return jax.tree.map(lambda *tokens: jnp.concatenate(tokens, 1), *seen)
 
 
