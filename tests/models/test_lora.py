@@ -301,6 +301,7 @@ def test_fused_adapters_decode_as_those_beside_each_kernel(params, adapters, mod
     ]
     embedded = jnp.asarray(rng.standard_normal((rows, 1, text.hidden_size)), jnp.float32)
 
+    @jax.jit
     def decode(layers_):
         return decoder.decode_step(
             layers_,

@@ -106,8 +106,9 @@ def test_any_pattern_scanned_is_block_by_block(monkeypatch, pixels, name):
     model_config = config_of(*PATTERNS[name])
     params = tower_layers.init_params(model_config, jax.random.key(0))
     monkeypatch.setattr(layers, "UNROLL_UP_TO", 0)
-    got = tower.forward(params, model_config, pixels, GRID)
-    assert_near(got, block_by_block(params, model_config, pixels))
+    got = jax.jit(lambda params: tower.forward(params, model_config, pixels, GRID))(params)
+    want = jax.jit(lambda params: block_by_block(params, model_config, pixels))(params)
+    assert_near(got, want)
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
@@ -115,15 +116,16 @@ def test_gradients_of_a_scanned_tower_are_those_block_by_block(monkeypatch, pixe
     model_config = config_of(*PATTERNS["a rest"])
     params = tower_layers.init_params(model_config, jax.random.key(0))
 
-    def loss(params, encode):
-        return jnp.sum(jnp.sin(encode(params).tokens))
+    def gradients(params, encode):
+        loss = lambda params: jnp.sum(jnp.sin(encode(params).tokens))
+        return jax.jit(jax.grad(loss))(params)
 
-    want = jax.grad(loss)(params, lambda params: block_by_block(params, model_config, pixels))
+    want = gradients(params, lambda params: block_by_block(params, model_config, pixels))
     monkeypatch.setattr(layers, "UNROLL_UP_TO", 0)
     scanned = functools.partial(
         tower.forward, model_config=model_config, pixels=pixels, grid=GRID, remat=remat
     )
-    assert_near(jax.grad(loss)(params, scanned), want)
+    assert_near(gradients(params, scanned), want)
 
 
 def products(model_config, differentiated):

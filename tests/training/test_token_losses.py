@@ -161,6 +161,7 @@ def test_shards_change_nothing(n, chunk):
     h, w = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((n, 8), (8, 11)))
     targets = jnp.asarray(rng.integers(0, 11, n))
 
+    @functools.partial(jax.jit, static_argnums=0)
     def both(shards):
         f = lambda h, w: losses.token_log_probs(
             h, w, targets, chunk=chunk, shards=shards, temperature=0.7
