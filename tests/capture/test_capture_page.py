@@ -83,6 +83,8 @@ def agree(page, tmp_path):
     page.focus("#agree")
     page.keyboard.press("Enter")
     page.wait_for_selector("#text:focus")
+    # Whoever presses before the film is there is told so: on a busy machine a test would be, too.
+    expect(page.locator("#text")).to_be_editable()
 
 
 def wait_for_sound(page):
@@ -211,6 +213,50 @@ def test_a_late_piece_is_waited_for_and_none_is_sent_after_the_end(
             expect(page.locator("#status")).to_have_text("erased")
         page.wait_for_timeout(300)
         assert len([request for request in asked if "/audio/" in request.url]) == 2
+
+
+SLOW_PROMPT = """
+const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+window.prompts = [];
+window.streams = [];
+navigator.mediaDevices.getUserMedia = (wanted) => new Promise((done) => {
+  window.prompts.push(async () => { const stream = await real(wanted); window.streams.push(stream); done(stream); });
+});
+"""
+
+
+@pytest.mark.parametrize("meanwhile", ["another film", "pressed again"])
+def test_a_microphone_that_is_granted_late(chromium, store, script, tmp_path, meanwhile):
+    """Not left open for a thought that is gone, and opened once, however often the key was pressed."""
+    with served(store, script) as url, browser.page_of(chromium, url, path="/capture") as page:
+        page.add_init_script(SLOW_PROMPT)
+        page.reload()
+        agree(page, tmp_path)
+        sent = []
+        page.on("request", lambda request: sent.append(request.url))
+        page.hover("#talk")
+        page.mouse.down()
+        page.wait_for_function("() => window.prompts.length === 1")
+        if meanwhile == "another film":
+            (tmp_path / "other.png").write_bytes(png_of(draw_film(330, 300, 1)))
+            first = page.evaluate("location.search")
+            page.set_input_files("#film-file", tmp_path / "other.png")
+            page.wait_for_function("first => location.search !== first", arg=first)
+            page.evaluate("prompts[0]()")
+            page.wait_for_function(
+                "() => streams[0]?.getTracks().every((track) => track.readyState === 'ended')"
+            )
+            page.mouse.up()
+            assert not [address for address in sent if "/audio/" in address]
+        else:
+            page.mouse.up()
+            page.mouse.down()
+            page.wait_for_timeout(100)
+            for number in range(page.evaluate("prompts.length")):
+                page.evaluate("number => prompts[number]()", number)
+            expect(page.locator("#hearing")).to_have_text("listening")
+            assert page.evaluate("streams.length") == 1
+            page.mouse.up()
 
 
 def test_the_room_leads_here_with_its_film(chromium, store, tmp_path):

@@ -63,19 +63,30 @@ export class Microphone {
     this.recorder = null;
     this.mime = null;
     this.isDone = false; // nothing more is sent
+    this.opening = null;
+    this.isClosed = false;
   }
 
   get isTalking() { return this.recorder !== null && this.recorder.state === "recording"; }
   get waiting() { return this.outbox.waiting.length; }
 
-  /** Asks for the microphone once; rejects where there is none, or the reader says no. */
-  async open() {
-    if (this.recorder) return;
+  /** Asks for the microphone once, however often it is wanted; rejects where there is none, or the reader says no. */
+  open() {
+    this.opening ||= this.begin().catch((error) => { this.opening = null; throw error; });
+    return this.opening;
+  }
+
+  async begin() {
     // Off loopback a browser hands out no microphone without TLS, and says so by having none.
     if (!navigator.mediaDevices || !window.MediaRecorder) throw new Error("this browser offers no microphone here");
     const stream = await navigator.mediaDevices.getUserMedia({
       audio: { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false },
     });
+    // Closed while the reader was asked: no microphone stays open for a thought that is gone.
+    if (this.isClosed) {
+      for (const track of stream.getTracks()) track.stop();
+      return;
+    }
     const type = TYPES.find((name) => MediaRecorder.isTypeSupported(name));
     this.recorder = new MediaRecorder(stream, type ? { mimeType: type } : {});
     this.mime = (type || this.recorder.mimeType).split(";")[0];
@@ -106,6 +117,7 @@ export class Microphone {
 
   async talk() {
     await this.open();
+    if (this.isClosed) throw new Error("another thought has begun");
     if (this.recorder.state === "inactive") this.recorder.start(PIECE_MS);
     else if (this.recorder.state === "paused") this.recorder.resume();
   }
@@ -139,6 +151,7 @@ export class Microphone {
    * still held: of a recording that was heard, saved or erased nobody waits for that, and the server would refuse it.
    */
   close({ isDone = !this.isTalking } = {}) {
+    this.isClosed = true;
     if (!this.recorder) return;
     this.isDone = isDone;
     for (const track of this.recorder.stream.getTracks()) track.stop();
