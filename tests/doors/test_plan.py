@@ -208,8 +208,7 @@ def commands():
     lists = [PLAN, FILM, *(tuple(args) for args, _ in BAD)]
     # What is counted is XLA's; LLVM, which would take a quarter of the time, changes none of it.
     env = os.environ | {"XLA_FLAGS": NO_LLVM}
-    done = dict(zip(lists, forked.calls(lists, module="cxr_jax.plan", env=env), strict=True))
-    return done
+    return dict(zip(lists, forked.calls(lists, module="cxr_jax.plan", env=env), strict=True))
 
 
 def test_a_plan_on_devices_that_are_not_there(commands):
