@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from cxr_jax.training import losses
 
@@ -102,7 +103,7 @@ def arrays_in(jaxpr):
     """Shapes of every value that a program computes, loops and calls included."""
     for eqn in jaxpr.eqns:
         yield from (v.aval.shape for v in eqn.outvars)
-        for sub in jax.core.jaxprs_in_params(eqn.params):
+        for sub in jaxprs_in_params(eqn.params):
             yield from arrays_in(sub)
 
 

@@ -10,6 +10,7 @@ parts of a sequence, windows, padding in the middle; a bias for them would be an
 Axes as in `blocked`.
 """
 
+import inspect
 from typing import Any
 
 import jax
@@ -45,25 +46,29 @@ def has_kernel(queries: jax.Array, mask: Mask) -> bool:
 # ---- The kernel --------------------------------------------------------------------------------------------
 
 
-def _settings(is_causal: bool) -> dict:
+def _changes_scores() -> bool:
+    """Say whether the kernel of this JAX takes a function that changes the scores (0.12 and later)."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+    return "score_mod" in inspect.signature(cudnn._dot_product_attention_fwd_rule).parameters
+
+
+def _settings(is_causal: bool) -> tuple:
+    """What is no array, in the order in which JAX passes it to both rules; the names of some differ between them."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    scale, seed, dropout_rate, window = 1.0, 0, 0.0, None
+    has_bias_or_its_gradient = False, False
     mask_type = cudnn.MaskType.CAUSAL if is_causal else cudnn.MaskType.NO_MASK
-    return {
-        "scale": 1.0,
-        "seed": 0,
-        "dropout_rate": 0.0,
-        # Neither a bias nor its gradient.
-        "variadic_args": (False, False),
-        "mask_type": mask_type,
-        "layout": cudnn.AttentionLayout.BNTH.value,
-        "sliding_window_length": None,
-    }
+    layout = cudnn.AttentionLayout.BNTH.value
+    score_function = (None,) * _changes_scores()
+    numbers = scale, seed, dropout_rate, has_bias_or_its_gradient
+    return (*numbers, mask_type, layout, window, *score_function, cudnn.check_cudnn_version())
 
 
-def _without(dtype: jnp.dtype) -> tuple[jax.Array, ...]:
-    """What stands for a bias, lengths, offsets and tables of pages where there are none."""
-    return (jnp.zeros(0, dtype),) * 7
+def _without(dtype: jnp.dtype) -> tuple:
+    """What stands for a bias, lengths, offsets, tables of pages and arguments of a score function: none is there."""
+    return (*(jnp.zeros(0, dtype),) * 7, *((),) * _changes_scores())
 
 
 def forward(
@@ -73,16 +78,9 @@ def forward(
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     # The rule of the gradient, which keeps the log in float32; called by itself, nothing is differentiated.
-    kernel: Any = cudnn._dot_product_attention_fwd_rule  # as JAX passes them: some by name
-    (output, log_totals), _ = kernel(
-        queries,
-        keys,
-        values,
-        *_without(queries.dtype),
-        **_settings(is_causal),
-        cudnn_version=cudnn.check_cudnn_version(),
-        return_residual=True,
-    )
+    kernel: Any = cudnn._dot_product_attention_fwd_rule
+    arrays, gives_log = (queries, keys, values, *_without(queries.dtype)), True
+    (output, log_totals), _ = kernel(*arrays, *_settings(is_causal), gives_log)
     return output, log_totals
 
 
@@ -98,13 +96,9 @@ def backward(
 
     # In the order in which its own forward rule keeps them.
     saved = (*arrays, *_without(output.dtype), log_totals, output)
-    gradients = cudnn._dot_product_attention_bwd_rule(
-        **_settings(is_causal),
-        is_training=True,
-        return_residual=False,
-        res=saved,
-        grad_output=gradient,
-    )
+    kernel: Any = cudnn._dot_product_attention_bwd_rule
+    gave_log = False  # nothing flows back through it
+    gradients = kernel(*_settings(is_causal), gave_log, saved, gradient)
     return gradients[:3]
 
 
