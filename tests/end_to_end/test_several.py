@@ -9,6 +9,7 @@ import time
 import fast_compile
 import pytest
 import several
+import tiny_model
 from oracle import mesh_runs
 
 from cxr_jax.metrics import run_log
@@ -17,7 +18,6 @@ pytestmark = pytest.mark.slow
 
 RL = [
     "--config=experiments/rl.py",
-    "--config.model=random:phantom",
     "--config.steps=3",
     "--config.save_every=1",
     "--config.max_completion=12",
@@ -37,7 +37,8 @@ RL = [
 
 def start(folder, processes, devices):
     every = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {fast_compile.FLAGS}"}
-    return several.start([*RL, f"--workdir={folder}"], processes, devices, **every)
+    argv = [*RL, f"--config.model={tiny_model.phantom_folder()}", f"--workdir={folder}"]
+    return several.start(argv, processes, devices, **every)
 
 
 def wait_for_step(folder, step, started):

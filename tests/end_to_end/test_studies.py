@@ -4,6 +4,7 @@ import json
 
 import fast_compile
 import pytest
+import tiny_model
 from forked import calls
 
 from experiments.analysis import second_image
@@ -11,7 +12,6 @@ from experiments.analysis import second_image
 pytestmark = pytest.mark.slow
 
 SMALL = [
-    "--config.model=random:phantom",
     "--config.steps=1",
     "--config.save_every=1",
     "--config.eval.every=1",
@@ -30,7 +30,8 @@ VIEWS = "frontal,lateral"
 
 def test_a_run_trains_on_studies_and_audits_each_film(tmp_path, capsys):
     folder = str(tmp_path / "run")
-    flags = [*SFT, *SMALL, f"--config.data.views={VIEWS}", f"--workdir={folder}"]
+    model = f"--config.model={tiny_model.phantom_folder()}"
+    flags = [*SFT, *SMALL, model, f"--config.data.views={VIEWS}", f"--workdir={folder}"]
     [(code, _, errors)] = calls([flags], timeout=900, env=fast_compile.environment())
     assert code == 0, errors
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())

@@ -133,9 +133,12 @@ def _end(importer):
 
 
 def _prepare():
-    # No JAX array is made here: its threads would not survive the fork.
+    # No JAX array is made here: its threads would not survive the fork. What is traced by shapes alone does.
     for module in ("cxr_jax.main", *WHAT_A_RUN_IMPORTS):
         importlib.import_module(module)
+    import jax
+    import numpy as np
+
     from cxr_jax import phantom
     from cxr_jax.labels import answers, phrase_bank
     from cxr_jax.phantom import texture
@@ -145,6 +148,10 @@ def _prepare():
     phrase_bank.load_phrase_bank(None, phantom.LEXICON)
     answers._machines()
     texture.tree_bank()
+    keys = jax.eval_shape(lambda: phantom.example_keys(0, "train", "A", np.zeros(1)))
+    for hospital in phantom.HOSPITALS:
+        scenes = jax.eval_shape(lambda keys, of=hospital: phantom.scenes_of(keys, of, None), keys)
+    jax.eval_shape(phantom._batch, scenes)
 
 
 def _fork(argv, module, env, files) -> int:

@@ -1,11 +1,21 @@
-"""Model configs that compile in seconds: `config`; `CFG`, a single layer of 16 with 24 tokens; `small_phantom`."""
+"""Models that compile in seconds: `config`; `CFG`, one layer of 16 with 24 tokens; `small_phantom` and its folder."""
 
+import atexit
 import dataclasses
+import functools
+import shutil
+import tempfile
 from typing import Any
 
+import jax
+import numpy as np
+
+import cxr_jax
+from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
+from cxr_jax.weights import hf_folder
 
 VISION = {
     "depth": 1,
@@ -65,11 +75,11 @@ CFG = config(
 )
 
 
-def small_phantom(tokenizer: tokenizers.Tokenizer) -> Config:
-    """The phantom's config with its tokenizer and one layer each."""
+def small_phantom(tokenizer: tokenizers.Tokenizer, layers: int = 1) -> Config:
+    """The phantom's config with its tokenizer and so many narrow layers each; the tower's last one is full."""
     text = dataclasses.replace(
         PHANTOM.text,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         hidden_size=32,
         intermediate_size=32,
         num_attention_heads=2,
@@ -78,12 +88,27 @@ def small_phantom(tokenizer: tokenizers.Tokenizer) -> Config:
     )
     vision = dataclasses.replace(
         PHANTOM.vision,
-        depth=1,
+        depth=layers,
         hidden_size=16,
         num_heads=2,
         intermediate_size=16,
         out_hidden_size=32,
-        fullatt_block_indexes=(0,),
+        fullatt_block_indexes=(layers - 1,),
     )
     ids = tokenizers.config_ids(tokenizer)
     return dataclasses.replace(PHANTOM, text=text, vision=vision, **ids)
+
+
+@functools.cache
+def phantom_folder() -> str:
+    """A folder of such a model with two layers each, for whole runs: half of what one of the phantom's size costs.
+
+    Made once a process, which takes it away at its end.
+    """
+    folder = tempfile.mkdtemp(prefix="small_phantom")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config = small_phantom(tokenizers.load(cxr_jax.asset("phantom")), layers=2)
+    params = jax.tree.map(np.asarray, network.init_params(config, jax.random.key(0)))
+    size = 224**2, 224**2
+    hf_folder.save(folder, config, params, tokenizer=cxr_jax.asset("phantom"), pixel_limits=size)
+    return folder

@@ -12,16 +12,17 @@ import forked
 import jax
 import numpy as np
 import pytest
+import tiny_model
 from forked import calls
 
 import cxr_jax
 from cxr_jax.metrics import run_log
 from cxr_jax.runtime.checkpoints import Checkpoints
-from cxr_jax.weights import hf_folder, peft_folder, pretrained
+from cxr_jax.weights import hf_folder, peft_folder
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["--config.model=random:phantom", "--config.eval.bootstrap=10", "--config.eval.cases=2"]
+SMALL = ["--config.eval.bootstrap=10", "--config.eval.cases=2"]
 # As many images a look as a training step draws: the same programs draw and read both.
 LOOK = lambda n: [f"--config.eval.{key}={n}" for key in ("n", "n_final", "batch_size")]
 # log_every 3 with save_every 1: a resumed run begins inside a logging window.
@@ -56,9 +57,13 @@ TIMES, TIMED = {"time", "samples_per_second", "step_time"}, ("perf/", "goodput/"
 TASKS = pytest.mark.parametrize("task", ["sft", "rl"])
 
 
+def command(task, folder, *more):
+    model = f"--config.model={tiny_model.phantom_folder()}"
+    return [*ARGUMENTS[task], *SMALL, model, f"--workdir={folder}", *more]
+
+
 def start(task, folder):
-    argv = [*ARGUMENTS[task], *SMALL, f"--workdir={folder}"]
-    return forked.start(argv, env=fast_compile.environment())
+    return forked.start(command(task, folder), env=fast_compile.environment())
 
 
 def finish(process, code=0):
@@ -139,7 +144,8 @@ def test_a_run_finishes_and_leaves_its_files(whole, task):
     }
     assert "Research use only. Not for diagnosis." in out and "Phantom results" in out
     config = _json(folder, "config.json")
-    assert config["config"]["task"] == task and config["data"].keys() == {"source", "code_sha256"}
+    facts = {"source", "code_sha256", "weights_sha256"}
+    assert config["config"]["task"] == task and config["data"].keys() == facts
     train = [r["step"] for r in rows(folder) if r["kind"] == "train"]
     looks = [r["step"] for r in rows(folder) if r["kind"] == "eval"]
     assert (train, looks) == {"sft": ([3, 4], [3, 4]), "rl": ([1, 2, 3], [0, 2, 3])}[task]
@@ -149,7 +155,7 @@ def test_a_run_finishes_and_leaves_its_files(whole, task):
 def test_adapters_are_exported_alone_and_merged(whole):
     folder, _ = whole["sft"]
     model_config, merged = hf_folder.load(folder / "hf")
-    base = jax.tree.map(np.array, pretrained.untrained_params(model_config, 0))
+    _, base = hf_folder.load(tiny_model.phantom_folder(), np.float32)
     adapters, spec = peft_folder.load(folder / "adapter", model_config)
     assert spec.rank == 2 and all(np.abs(x).max() > 0 for x in jax.tree.leaves(adapters))
     peft_folder.merge(base, adapters, spec)
@@ -187,7 +193,7 @@ def test_rl_logs_what_trl_logs(whole):
 def test_the_second_call_says_that_the_run_is_complete(whole):
     before = {task: (folder / "metrics.jsonl").read_bytes() for task, (folder, _) in whole.items()}
     again = calls(
-        [[*ARGUMENTS[task], *SMALL, f"--workdir={folder}"] for task, (folder, _) in whole.items()],
+        [command(task, folder) for task, (folder, _) in whole.items()],
         env=fast_compile.environment(),
     )
     for (task, (folder, _)), (code, out, err) in zip(whole.items(), again, strict=True):
@@ -205,7 +211,7 @@ def test_killed_behind_its_last_step_it_ends_as_if_nothing_had_been(whole, tmp_p
         (folder / "done.json").unlink()
         (folder / "evaluation.json").unlink()
         shutil.rmtree(folder / "hf")
-    commands = [[*ARGUMENTS[task], *SMALL, f"--workdir={folders[task]}"] for task in folders]
+    commands = [command(task, folder) for task, folder in folders.items()]
     for task, (code, out, err) in zip(folders, calls(commands), strict=True):
         assert code == 0 and "resuming at step" in out, out + err
         assert_same_run(whole[task][0], folders[task])
@@ -268,7 +274,7 @@ def test_the_export_is_a_model(whole):
 def test_a_finished_run_goes_on_with_more_steps_where_the_flag_says_so(whole, tmp_path):
     folder = shutil.copytree(whole["rl"][0], tmp_path / "more")
     before = rows(folder)
-    more = [*ARGUMENTS["rl"], *SMALL, "--config.steps=4", f"--workdir={folder}"]
+    more = command("rl", folder, "--config.steps=4")
     refused, done, again = calls(
         [more, [*more, "--may-change=steps"], more], env=fast_compile.environment()
     )
@@ -303,7 +309,7 @@ def test_killed_and_resumed_with_other_knobs_it_is_the_same_run_but_for_rounding
         (folders[task] / "done.json").unlink()
         newest = max((folders[task] / "checkpoints" / "last").glob("[0-9]"))
         shutil.rmtree(newest)
-        commands.append([*ARGUMENTS[task], *SMALL, *ADJUSTED[task], f"--workdir={folders[task]}"])
+        commands.append(command(task, folders[task], *ADJUSTED[task]))
     for task, (code, out, err) in zip(
         whole, calls(commands, env=fast_compile.environment()), strict=True
     ):
