@@ -12,7 +12,6 @@ from quick_passwords import quick_passwords
 from stub_pages import read_film, stub_rooms, write_phantom
 
 from cxr_jax.serve.app import create_app
-from cxr_jax.store.records.reports import Change
 
 pytestmark = pytest.mark.slow
 PASSWORD = "correct horse"
@@ -217,6 +216,8 @@ def test_text_of_another_film_is_never_shown(room, film, tmp_path):
     with page.expect_response("**/room/images") as answer:
         browser.upload(page, tmp_path / "noise.dcm")
     other = answer.value.json()["sha256"]
+    # A film that comes writes its own address.
+    page.locator("#film-name", has_text=f"film {other[:8]}").wait_for()
     for named, words in (("reading=reading-0", "#reading-state"), ("report=report-0", "#message")):
         page.evaluate(f"() => history.replaceState(null, '', '#image={other}&{named}')")
         page.reload()
@@ -482,84 +483,3 @@ def test_a_reader_logs_in_signs_with_the_password_and_leaves_nothing_behind(
                 assert page.evaluate("() => Object.keys(localStorage)") == []
                 page.goto(address)
                 assert page.url.endswith("/login")
-
-
-def enter_as(page, handle):
-    page.locator("#handle").fill(handle)
-    page.locator("#password").fill(PASSWORD)
-    page.keyboard.press("Enter")
-    page.wait_for_selector("html[data-ready=yes]")
-
-
-def test_a_time_out_leaves_nothing_to_read_and_loses_nothing(chromium, film, tmp_path):
-    """Whoever comes next finds an empty page and sealed words; their reader has them again, over no newer version."""
-    with quick_passwords(), room_client.room(tmp_path / "store") as client:
-        for handle in ("anna", "bert"):
-            client.store.users.add(handle, "reader", PASSWORD)
-        with (
-            room_server.served(create_app(client.state)) as address,
-            browser.page_of(chromium, address, allowed=("ERR_FAILED", "404", "401")) as page,
-        ):
-            page.clock.install()
-            page.reload()
-            enter_as(page, "anna")
-            browser.upload(page, film)
-            page.locator("#gate.ok").wait_for()
-            page.keyboard.press("e")
-            page.locator("#report-state", has_text="version 1").wait_for()
-            report = page.evaluate(
-                "() => new URLSearchParams(location.hash.slice(1)).get('report')"
-            )
-
-            def leave_unsaved(words):
-                # The server is away when it is typed, and the reader goes.
-                page.route("**/room/reports/*", lambda route: route.abort())
-                page.locator("#field-heart").fill(words)
-                page.locator("#saved", has_text="offline, 1 kept").wait_for()
-                page.wait_for_function("() => localStorage.length === 1")
-                page.clock.fast_forward("31:00")
-                page.locator("#login").wait_for()
-                page.unroute("**/room/reports/*")
-
-            leave_unsaved("secret words")
-            left = page.evaluate(
-                "() => JSON.stringify({...localStorage}) + document.documentElement.outerHTML"
-            )
-            assert "secret" not in left and "cxr_jax.sealed" in left
-            # The session has ended, too, and "back" leads to nothing.
-            assert client.store.events("logout")
-            page.goto(address)
-            page.locator("#login").wait_for()
-
-            # ---- The next reader ----
-            enter_as(page, "bert")
-            assert page.locator("#film-name").text_content() == "no film"
-            assert "secret" not in page.content()
-            page.locator("#logout").press("Enter")
-            page.locator("#login").wait_for()
-
-            # ---- And the one whose words they are: put back, since nothing else was saved ----
-            enter_as(page, "anna")
-            page.locator("#saved", has_text=re.compile(r"saved \d\d:")).wait_for()
-            assert page.locator("#field-heart").input_value() == "secret words"
-            assert client.store.reports.get(report)["fields"]["heart"] == "secret words"
-            page.wait_for_function("() => localStorage.length === 0")
-
-            # ---- Another version comes while they wait: shown, and not put over it ----
-            leave_unsaved("older words")
-            anna = client.store.users.find("anna").actor
-            change = Change(report=report, actor=anna, version=2)
-            client.store.reports.save(change, {"heart": "newer words"})
-            enter_as(page, "anna")
-            page.locator("#stale[open]").wait_for()
-            assert not page.locator("#stale input[name=heart]").is_checked()
-            assert page.locator("#field-heart").input_value() == "newer words"
-            page.keyboard.press("Escape")
-            page.reload()
-            page.locator("#stale[open]").wait_for()
-            page.locator("#stale input[name=heart]").press("Space")
-            page.locator("#stale-take").press("Enter")
-            page.locator("#saved", has_text=re.compile(r"saved \d\d:")).wait_for()
-            assert client.store.reports.get(report)["fields"]["heart"] == "older words"
-            texts = [row["fields"]["heart"] for row in client.store.reports.versions(report)]
-            assert texts == ["", "secret words", "newer words", "older words"]

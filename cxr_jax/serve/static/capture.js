@@ -1,9 +1,10 @@
 // Thought capture: consent, then say or type what is seen, look at what is marked, set the labels, save.
 
-import { Microphone } from "./capture_recorder.js";
+import { Microphone, holdToTalk } from "./capture_recorder.js";
 import { IdleWatch, leavePage } from "./leaving.js";
-import { openSession } from "./server.js";
-import { Viewer } from "./viewer.js";
+import { fetchBytes, openSession, request } from "./server.js";
+import { Unsaved } from "./unsaved.js";
+import { Viewer, followPointer } from "./viewer.js";
 import { Chips, Looked, drawContradictions, drawReview, element } from "./capture_review.js";
 
 const CHECK_MS = 250; // after the last key
@@ -13,7 +14,6 @@ const find = (id) => document.getElementById(id);
 const text = find("text");
 
 const page = {
-  csrf: "",
   image: null, // sha256 of the film
   capture: null, // id of the thought
   version: 0,
@@ -24,6 +24,7 @@ const page = {
   heardUntil: 0, // seconds of the recording whose words are in the text
   hearing: null, // the promise of what is being heard
   kept: "", // the text as the server has it
+  keptAs: "", // under which name what is not saved is kept
   read: "", // the text that the marks are of
   isErasing: false,
   isSaving: false,
@@ -32,37 +33,25 @@ const page = {
   thoughts: 0, // counts thoughts: what comes late is of an earlier one
 };
 const viewer = new Viewer(find("film-base"), find("film-overlay"));
+let unsaved = new Unsaved(null);
 const looked = new Looked();
 const chips = new Chips(find("chips"), () => check());
 
 // ---- The server ------------------------------------------------------------------------------------
 
-class Refused extends Error {
-  constructor(status, body) {
-    super(body?.error?.message || `the server answers ${status}`);
-    this.status = status;
-    this.body = body;
-    // What the server has refused it will refuse again; a server that is away may be back.
-    this.retry = status >= 500 || status === 429 || status === 408;
+async function ask(method, path, body, headers) {
+  try {
+    return await request(method, path, body, headers);
+  } catch (error) {
+    // The login has ended: nobody is there who may read on.
+    if (error.status === 401) await leave({ isEnded: true });
+    throw error;
   }
 }
 
-async function ask(method, path, { json, body, headers } = {}) {
-  const options = { method, headers: { ...headers }, credentials: "same-origin" };
-  if (method !== "GET") options.headers["X-CSRF-Token"] = page.csrf;
-  if (json !== undefined) {
-    options.headers["Content-Type"] = "application/json";
-    options.body = JSON.stringify(json);
-  } else if (body !== undefined) options.body = body;
-  const response = await fetch(path, options);
-  const answer = await response.json().catch(() => null);
-  // The login has ended: nobody is there who may read on.
-  if (response.status === 401) await leave({ isEnded: true });
-  if (!response.ok) throw new Refused(response.status, answer);
-  return answer;
-}
-
 function say(id, message, isBad = false) {
+  // What comes late finds no page any more.
+  if (page.isLeaving) return;
   const place = find(id);
   place.textContent = message;
   place.classList.toggle("some", isBad);
@@ -80,13 +69,11 @@ async function awaitFilm(turn, bring) {
   }
 }
 
-const showFilm = (sha, turn = ++page.films) => awaitFilm(turn, () => bringFilm(sha, turn));
+const showFilm = (sha, bring = bringFilm, turn = ++page.films) => awaitFilm(turn, () => bring(sha, turn));
 
 async function bringFilm(sha, turn) {
   const info = await ask("GET", `/room/images/${sha}/info`);
-  const answer = await fetch(`/room/images/${sha}/pixels`, { credentials: "same-origin" });
-  if (!answer.ok) throw new Error(`the film was not fetched (${answer.status})`);
-  const bytes = await answer.arrayBuffer();
+  const bytes = await (await fetchBytes(`/room/images/${sha}/pixels`)).arrayBuffer();
   if (bytes.byteLength !== 2 * info.rows * info.columns) throw new Error("the film came incomplete");
   if (turn !== page.films) return;
   page.image = sha;
@@ -106,20 +93,13 @@ async function bringFilm(sha, turn) {
   await forgetThought();
 }
 
-// As in the room: drag for the window, wheel for the zoom at its place.
-const viewport = find("viewport");
-viewport.addEventListener("pointerdown", (event) => { if (viewer.film) viewport.setPointerCapture(event.pointerId); });
-viewport.addEventListener("pointermove", (event) => {
-  if (viewer.film && viewport.hasPointerCapture(event.pointerId)) viewer.dragWindow(event.movementX, event.movementY);
-});
-viewport.addEventListener("wheel", (event) => {
-  if (!viewer.film) return;
-  event.preventDefault();
-  const box = viewport.getBoundingClientRect();
-  const ratio = viewer.base.width / box.width;
-  viewer.zoomBy(Math.exp(-event.deltaY / 500), (event.clientX - box.left) * ratio, (event.clientY - box.top) * ratio);
-}, { passive: false });
-viewport.addEventListener("dblclick", () => { if (viewer.film) viewer.reset(); });
+/** A film, and the words that were left over it. */
+async function openFilm(sha, turn) {
+  await bringFilm(sha, turn);
+  if (turn === page.films) await putBack();
+}
+
+followPointer(find("viewport"), viewer);
 
 find("film-file").addEventListener("change", async (event) => {
   const [file] = event.target.files;
@@ -133,8 +113,8 @@ find("film-file").addEventListener("change", async (event) => {
   try {
     say("gate", "reading the film ..");
     await awaitFilm(turn, async () => {
-      const { sha256 } = await ask("POST", "/room/images", { body: form });
-      if (turn === page.films) await bringFilm(sha256, turn);
+      const { sha256 } = await ask("POST", "/room/images", form);
+      if (turn === page.films) await openFilm(sha256, turn);
     });
   } catch (error) {
     say("gate", error.message);
@@ -149,6 +129,7 @@ async function forgetThought() {
   microphone = makeMicrophone();
   Object.assign(page, { beginning: null, capture: null, version: 0, heardUntil: 0, confirming: null, kept: "" });
   clearTimeout(timer);
+  unsaved.forget(page.keptAs);
   text.value = "";
   chips.load(null);
   looked.follow("");
@@ -163,7 +144,7 @@ async function thought() {
   if (page.capture) return page.capture;
   if (!page.beginning) {
     const turn = page.thoughts;
-    page.beginning = ask("POST", "/capture", { json: { image: page.image, consent_sha256: page.agreed } })
+    page.beginning = ask("POST", "/capture", { image: page.image, consent_sha256: page.agreed })
       .then(async ({ id }) => {
         // Begun over the film before: what is said or typed now is not about that one.
         if (turn !== page.thoughts) {
@@ -201,6 +182,44 @@ async function openThought(id) {
   }
 }
 
+/** What is not saved stays in the browser, sealed for its reader, for a page that empties itself or is closed. */
+function keepUnsaved() {
+  page.keptAs = page.image ?? "no-film";
+  const isKept = !text.value.trim() || text.value === page.kept;
+  const fields = isKept ? {} : { text: text.value, labels: chips.labels };
+  const { image, capture, version, heardUntil } = page;
+  unsaved.keep(page.keptAs, { fields, image, capture, version, heardUntil });
+}
+
+/** Words over this film that a page that is gone has left: they are the text again, of their own thought, not saved. */
+async function putBack() {
+  if (!page.agreed) return;
+  const last = (await unsaved.find(page.image ?? "no-film")).at(-1);
+  if (!last || text.value.trim()) return;
+  let heard = "";
+  if (last.capture) {
+    try {
+      await openThought(last.capture);
+      const { words } = await ask("GET", `/capture/${last.capture}`);
+      heard = spoken(words, last.heardUntil);
+    } catch (error) {
+      // Erased meanwhile: what was left of it goes, too.
+      if (error.status === 404) unsaved.drop([last]);
+      throw error;
+    }
+  }
+  const left = [last.fields.text.trimEnd(), heard].filter(Boolean).join(" ");
+  // Saved after all where they are the same: only the answer was lost.
+  if (text.value !== left) {
+    text.value = left;
+    chips.load(last.fields.labels);
+    await check();
+    const others = page.version === last.version ? "" : `; version ${page.version} has other words`;
+    say("status", `put back, not saved${others}`);
+  }
+  unsaved.drop([last]);
+}
+
 async function listEarlier() {
   const query = page.image ? `?image=${page.image}` : "";
   const { captures } = await ask("GET", `/capture/mine${query}`);
@@ -232,7 +251,7 @@ function makeMicrophone() {
       if (turn === page.thoughts) id = await thought();
       if (!id) return null;
       const headers = { "Idempotency-Key": key, "Content-Type": "application/octet-stream" };
-      return ask("PUT", `/capture/${id}/audio/${number}`, { body: blob, headers });
+      return ask("PUT", `/capture/${id}/audio/${number}`, blob, headers);
     },
     changed: () => {
       const waiting = microphone.waiting;
@@ -290,9 +309,14 @@ function hear(pieces, mime) {
   return page.hearing;
 }
 
+/** What was said from a second of the recording on. */
+function spoken(words, from) {
+  return words.filter((word) => word.start >= from - 0.2).map((word) => word.text).join(" ");
+}
+
 async function hearOnce(pieces, mime) {
   const id = page.capture;
-  await ask("POST", `/capture/${id}/finish`, { json: { pieces, mime } });
+  await ask("POST", `/capture/${id}/finish`, { pieces, mime });
   say("hearing", "writing down ..");
   let heard = await ask("GET", `/capture/${id}`);
   while (heard.hearing) {
@@ -303,7 +327,7 @@ async function hearOnce(pieces, mime) {
   }
   if (page.capture !== id || page.isErasing) return;
   if (heard.failure) { say("hearing", heard.failure); return; }
-  const fresh = heard.words.filter((word) => word.start >= page.heardUntil - 0.2).map((word) => word.text).join(" ");
+  const fresh = spoken(heard.words, page.heardUntil);
   page.heardUntil = heard.seconds || 0;
   say("hearing", fresh ? "" : "nothing was heard");
   if (!fresh) return;
@@ -311,26 +335,7 @@ async function hearOnce(pieces, mime) {
   await check();
 }
 
-const talk = find("talk");
-talk.addEventListener("pointerdown", (event) => { talk.setPointerCapture(event.pointerId); hold(); });
-talk.addEventListener("pointerup", release);
-talk.addEventListener("pointercancel", release);
-// With the keyboard alone: space or Enter held on the button, or R anywhere.
-const isTalkKey = (event) => {
-  if (event.target === talk) return event.key === " " || event.key === "Enter" || event.code === "KeyR";
-  const isTyping = event.target.closest?.("textarea, input, select");
-  return event.code === "KeyR" && !event.ctrlKey && !event.metaKey && (!isTyping || event.altKey);
-};
-document.addEventListener("keydown", (event) => {
-  if (!isTalkKey(event)) return;
-  event.preventDefault();
-  if (!event.repeat) hold();
-});
-document.addEventListener("keyup", (event) => {
-  // Alt may be let go first: then the key alone ends it.
-  if (event.code === "KeyR" || event.target === talk) release();
-});
-window.addEventListener("blur", release);
+holdToTalk(find("talk"), { hold, release });
 
 // ---- Looking ---------------------------------------------------------------------------------------
 
@@ -338,6 +343,7 @@ let checks = 0;
 let timer = 0;
 
 async function check() {
+  keepUnsaved();
   looked.follow(text.value);
   page.confirming = null;
   say("confirm", "");
@@ -353,7 +359,7 @@ async function check() {
   const value = text.value;
   try {
     const id = await thought();
-    const checked = await ask("POST", `/capture/${id}/check`, { json: { text: value, labels: chips.labels } });
+    const checked = await ask("POST", `/capture/${id}/check`, { text: value, labels: chips.labels });
     // A later key is on its way already.
     if (number !== checks || value !== text.value) return;
     page.checked = checked;
@@ -386,6 +392,7 @@ function draw() {
 }
 
 text.addEventListener("input", () => {
+  keepUnsaved();
   looked.follow(text.value);
   find("save").disabled = true;
   clearTimeout(timer);
@@ -421,12 +428,11 @@ find("save").addEventListener("click", async () => {
   const kept = text.value;
   page.isSaving = true;
   try {
-    const saved = await ask("PUT", `/capture/${page.capture}/text`, {
-      json: { text: kept, labels: chips.labels, looked: [...looked.numbers], image: page.image },
-      headers: { "If-Match": String(page.version) },
-    });
+    const content = { text: kept, labels: chips.labels, looked: [...looked.numbers], image: page.image };
+    const saved = await ask("PUT", `/capture/${page.capture}/text`, content, { "If-Match": String(page.version) });
     if (turn !== page.thoughts) return;
     Object.assign(page, { version: saved.version, kept });
+    keepUnsaved();
     const differ = saved.contradictions.length ? `; ${saved.contradictions.length} contradictions: no row yet` : "";
     say("status", `saved as version ${saved.version}, ${new Date().toLocaleTimeString()}${differ}`);
     microphone.close({ isDone: true });
@@ -468,18 +474,22 @@ find("consent").addEventListener("submit", async (event) => {
   find("talk").hidden = find("level").hidden = !page.about.engine;
   if (!page.about.engine) say("talk-help", "This server hears nothing: please type.");
   text.focus();
-  await check();
+  // A film that is on its way brings them with it.
+  if (!page.isAwaitingFilm) await awaitFilm(page.films, putBack).catch((error) => say("status", error.message));
 });
 
 async function leave(options) {
+  if (page.isLeaving) return;
   page.isLeaving = true;
+  clearTimeout(timer);
+  microphone.close();
   viewer.watch.disconnect();
   await leavePage(options);
 }
 
 async function start() {
   const session = await openSession();
-  page.csrf = session.csrf || "";
+  unsaved = new Unsaved(session.sealing, "thoughts");
   new IdleWatch({ idle: session.idle_s, ping: () => ask("GET", "/session").catch(() => {}), leave });
   say("who", session.user?.handle || session.user || "");
   page.about = await ask("GET", "/capture/about");
@@ -487,7 +497,9 @@ async function start() {
   find("consent").hidden = false;
   find("agree").focus();
   const sha = new URL(location.href).searchParams.get("image");
-  if (sha && /^[0-9a-f]{64}$/.test(sha)) await showFilm(sha);
+  // Where no film is named, the last one that words were left over.
+  const shown = sha ?? (await unsaved.find()).at(-1)?.image;
+  if (shown && /^[0-9a-f]{64}$/.test(shown)) await showFilm(shown, openFilm);
   else await listEarlier();
 }
 

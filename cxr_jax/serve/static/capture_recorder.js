@@ -159,3 +159,25 @@ export class Microphone {
     this.recorder = null;
   }
 }
+
+/** Says when somebody talks: while the button is pressed, with space or Enter held on it, or R anywhere. */
+export function holdToTalk(button, { hold, release }) {
+  button.addEventListener("pointerdown", (event) => { button.setPointerCapture(event.pointerId); hold(); });
+  button.addEventListener("pointerup", release);
+  button.addEventListener("pointercancel", release);
+  const isTalkKey = (event) => {
+    if (event.target === button) return event.key === " " || event.key === "Enter" || event.code === "KeyR";
+    const isTyping = event.target.closest?.("textarea, input, select");
+    return event.code === "KeyR" && !event.ctrlKey && !event.metaKey && (!isTyping || event.altKey);
+  };
+  document.addEventListener("keydown", (event) => {
+    if (!isTalkKey(event)) return;
+    event.preventDefault();
+    if (!event.repeat) hold();
+  });
+  document.addEventListener("keyup", (event) => {
+    // Alt may be let go first: then the key alone ends it.
+    if (event.code === "KeyR" || event.target === button) release();
+  });
+  window.addEventListener("blur", release);
+}

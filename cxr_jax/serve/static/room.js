@@ -31,6 +31,7 @@ class Room {
       reading: this.reading,
       film: () => this.filmSide.film,
       needsPassword: userName(session) !== "local",
+      sealing: session.sealing,
       say,
       signed: () => {
         this.describe();
@@ -375,13 +376,17 @@ class Room {
   }
 
   async comeBack() {
-    // Where nothing is named, the last report that edits were left of.
-    const left = location.hash ? [] : await this.report.unsaved.find();
+    // Where nothing is named, the last report that something was left of.
+    const left = location.hash ? [] : [...(await this.report.unsaved.find()), ...(await this.signing.unsaved.find())];
+    left.sort((one, other) => one.at - other.at);
     const parts = new URLSearchParams((left.at(-1)?.address ?? location.hash).slice(1));
     const [image, reading, report] = ["image", "reading", "report"].map((name) => parts.get(name));
     if (!image) return;
     await this.filmSide.load(await request("GET", `/room/images/${encodeURIComponent(image)}/info`));
+    // The film alone is named by now; what is put back is kept once more under the whole address.
+    history.replaceState(null, "", `#${parts}`);
     if (report) await this.report.open(report);
+    await this.signing.putBackAddendum();
     this.reading.film = this.filmSide.film;
     if (reading) this.reading.follow(encodeURIComponent(reading));
     this.remember();

@@ -8,6 +8,11 @@ export class ServerError extends Error {
     this.status = status;
     this.param = param;
   }
+
+  /** Whether the same may be taken later: a server that is away may be back, and what it has refused it refuses again. */
+  get retry() {
+    return this.status === OFFLINE || this.status >= 500 || this.status === 429 || this.status === 408;
+  }
 }
 
 export const OFFLINE = 0; // the status of an answer that never came
@@ -18,11 +23,11 @@ export async function openSession() {
   return session;
 }
 
-/** Send JSON or a form, get JSON. Throws ServerError; status OFFLINE when the server was not reached. */
+/** Send JSON, a form or bytes, get JSON. Throws ServerError; status OFFLINE when the server was not reached. */
 export async function request(method, path, body, headers = {}) {
   const options = { method, headers: { Accept: "application/json", ...headers }, cache: "no-store" };
   if (method !== "GET" && csrf) options.headers["X-CSRF-Token"] = csrf;
-  if (body instanceof FormData) {
+  if (body instanceof FormData || body instanceof Blob) {
     options.body = body;
   } else if (body !== undefined) {
     options.headers["Content-Type"] = "application/json";

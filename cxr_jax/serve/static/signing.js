@@ -1,13 +1,15 @@
 // The signature: what it means, the password where there is one, and Enter twice, so that one slip signs nothing.
 
 import { byId, make, plain, replace } from "./dom.js";
+import { Unsaved } from "./unsaved.js";
 
 const CONFIDENCES = ["not at all", "slightly", "somewhat", "moderately", "fairly", "very", "completely"];
 const EXPORTS = { json: "JSON", txt: "Text", "sr.dcm": "DICOM SR", "text.dcm": "DICOM SR, text", "sc.dcm": "Secondary capture", "fhir.json": "FHIR" };
 
 export class Signing {
-  constructor({ report, reading, film, needsPassword, say, signed }) {
+  constructor({ report, reading, film, needsPassword, sealing, say, signed }) {
     Object.assign(this, { report, reading, film, needsPassword, say, signed });
+    this.unsaved = new Unsaved(sealing, "addenda");
     this.dialog = byId("sign-dialog");
     const choices = CONFIDENCES.map((words, index) =>
       make(
@@ -32,6 +34,7 @@ export class Signing {
       event.preventDefault();
       this.addAddendum();
     });
+    byId("addendum").addEventListener("input", () => this.keepAddendum());
   }
 
   open() {
@@ -98,6 +101,7 @@ export class Signing {
     try {
       await this.report.addAddendum(box.value);
       box.value = "";
+      this.keepAddendum();
       this.signed();
     } catch (error) {
       this.say(error.message);
@@ -109,6 +113,27 @@ export class Signing {
   /** Whether an addendum is typed that the server does not have. */
   get hasAddendum() {
     return Boolean(byId("addendum-text").value.trim());
+  }
+
+  keepAddendum() {
+    const { value } = byId("addendum-text");
+    this.unsaved.keep(this.report.id, { fields: value.trim() ? { text: value } : {}, address: location.hash });
+  }
+
+  /** An addendum to the report that is shown, typed on a page that is gone: it is in its box again, and not added. */
+  async putBackAddendum() {
+    const { id, addenda } = this.report;
+    const left = this.report.isSigned ? await this.unsaved.find(id) : [];
+    if (this.report.id !== id || this.hasAddendum) return;
+    // One whose answer was lost was added all the same.
+    const isAdded = ({ fields }) => addenda.some(({ text }) => text.trim() === fields.text.trim());
+    this.unsaved.drop(left.filter(isAdded));
+    const last = left.findLast((record) => !isAdded(record));
+    if (!last) return;
+    byId("addendum-text").value = last.fields.text;
+    this.keepAddendum();
+    this.unsaved.drop([last]);
+    this.say("An addendum that was not added is in its box again.");
   }
 
   describe() {

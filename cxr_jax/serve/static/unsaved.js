@@ -4,9 +4,12 @@
 const PREFIX = "cxr_jax.sealed.";
 
 export class Unsaved {
-  /** sealing: {tag, key} of the session; without it, or where the browser cannot seal, nothing is kept. */
-  constructor(sealing) {
-    this.prefix = `${PREFIX}${sealing?.tag ?? ""}.`;
+  /**
+   * sealing: {tag, key} of the session; without it, or where the browser cannot seal, nothing is kept.
+   * kind: "" for reports, or a name for what is no report.
+   */
+  constructor(sealing, kind = "") {
+    this.prefix = `${PREFIX}${kind && `${kind}.`}${sealing?.tag ?? ""}.`;
     // Each page has a record of its own: what one has saved says nothing of another's edits.
     this.page = hexOf(crypto.getRandomValues(new Uint8Array(8)));
     // Browsers seal on loopback and under TLS alone.
@@ -15,7 +18,7 @@ export class Unsaved {
     this.last = Promise.resolve();
   }
 
-  /** What pages have left of a report, or of any, oldest first: {id, version, base, fields, at, address}. */
+  /** What pages have left of a report, or of any, oldest first: what was kept, and {id, at}. */
   async find(id = "") {
     if (!this.key) return [];
     const start = id ? `${this.prefix}${id}.` : this.prefix;
@@ -24,7 +27,7 @@ export class Unsaved {
     return records.filter(Boolean).sort((one, other) => one.at - other.at);
   }
 
-  /** Keep edits: {version, base, fields, address}; without fields there is nothing left to keep. */
+  /** Keep edits: {fields, ..}, whatever else is needed to put them back; without fields there is nothing left to keep. */
   keep(id, record) {
     if (!id || !this.key) return;
     if (!Object.keys(record.fields).length) return this.forget(id);

@@ -307,3 +307,19 @@ export class Viewer extends EventTarget {
 function mapLevels(levels, table, pixels) {
   for (let at = 0; at < levels.length; at += 1) pixels[at] = table[levels[at]];
 }
+
+/** Without tools: drag for the window, wheel for the zoom at its place, twice for the film as it came. */
+export function followPointer(viewport, viewer) {
+  viewport.addEventListener("pointerdown", (event) => { if (viewer.film) viewport.setPointerCapture(event.pointerId); });
+  viewport.addEventListener("pointermove", (event) => {
+    if (viewer.film && viewport.hasPointerCapture(event.pointerId)) viewer.dragWindow(event.movementX, event.movementY);
+  });
+  viewport.addEventListener("wheel", (event) => {
+    if (!viewer.film) return;
+    event.preventDefault();
+    const box = viewport.getBoundingClientRect();
+    const ratio = viewer.base.width / box.width;
+    viewer.zoomBy(Math.exp(-event.deltaY / 500), (event.clientX - box.left) * ratio, (event.clientY - box.top) * ratio);
+  }, { passive: false });
+  viewport.addEventListener("dblclick", () => { if (viewer.film) viewer.reset(); });
+}
