@@ -54,7 +54,8 @@ code=0
 # A process a core, up to four: each takes its half of the tests in their order, so that what a file compiles is compiled
 # once, and then what is left of the others'.
 "$python" -m pytest -n auto --maxprocesses=4 --dist=worksteal -m "not slow" || code=1
-# Whole runs, several processes each: two at a time. Only files that name the mark are read: a fifth of them.
+# Whole runs, several processes each: two files at a time, whose runs are shared by their tests. Only files that name the
+# mark are read: a fifth of them.
 grep -rl --include="test_*.py" --include=conftest.py "mark\.slow" tests | sed "s|/conftest\.py$||" | sort |
-    xargs "$python" -m pytest -n auto --maxprocesses=2 --dist=worksteal -m slow || code=1
+    xargs "$python" -m pytest -n auto --maxprocesses=2 --dist=loadfile -m slow || code=1
 exit "$code"
