@@ -47,9 +47,16 @@ fi
 "$python" -m ruff format --check --quiet . || fail "files are not formatted: $python -m ruff format ." 1
 "$python" -m ruff check .
 "$python" -m scripts.style_figures --check >/dev/null || fail "the limits of docs/style.md: $python -m scripts.style_figures --check" 1
-"$python" -m mypy
 set_up_room || echo "warning: tests/requirements-room.txt is not installed, so tests with real clients are skipped; the lines above say why" >&2
+# The types take a core for a minute, the first time: while the other environment is made.
+types="$venv/mypy.log"
+"$python" -m mypy >"$types" 2>&1 &
+checking=$!
 set_up_oracle || echo "warning: no .venv-oracle, so tests/end_to_end/test_parity.py and tests/models/test_qwen_tokenizer.py are skipped; the lines above say why" >&2
+right=0
+wait "$checking" || right=1
+cat "$types"
+[ "$right" = 0 ] || fail "the types are not right: $python -m mypy" 1
 code=0
 # A process a core, up to four: each takes its half of the tests in their order, so that what a file compiles is compiled
 # once, and then what is left of the others'.
@@ -57,5 +64,5 @@ code=0
 # Whole runs, several processes each: two files at a time, whose runs are shared by their tests. Only files that name the
 # mark are read: a fifth of them.
 grep -rl --include="test_*.py" --include=conftest.py "mark\.slow" tests | sed "s|/conftest\.py$||" | sort |
-    xargs "$python" -m pytest -n auto --maxprocesses=2 --dist=loadfile -m slow || code=1
+    xargs "$python" -m pytest -n auto --maxprocesses=2 --dist=loadfile --no-loadscope-reorder -m slow || code=1
 exit "$code"

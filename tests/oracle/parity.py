@@ -2,7 +2,8 @@
 
     .venv/bin/python tests/oracle/parity.py --seeds 0:3000 [--family qwen3_vl]
 
-Prints every seed that is past a bar, then the worst of each measure; exits 1 if there is such a seed.
+Prints every seed that is past a bar, then the worst of each measure; exits 1 if there is such a seed. Several families
+in one process have a comma between them: `--family qwen3_vl,gemma3 --seeds 0:200,0:100 --loop_every 8,4`.
 
 Seeds 200 to 2201 (2026-11-26, --loop_every 3, 2 cores): no position and no greedy token differs; all logits within
 4.6e-5 of their standard deviation but for seed 1173, 1.3e-4 (8.9e-5 with --optimise). Its vision tower is 4 features
@@ -64,6 +65,7 @@ class Result:
     transformers' own spelling of the config reads the same. generate: the reference's `generate` agrees with its
     forward passes (where tried)."""
 
+    family: str
     seed: int
     features: float
     logits: float
@@ -169,6 +171,7 @@ def compare(case: cases.Case, m: model.Model, ref: dict, loop: bool) -> Result:
             gap = max(gap, np.inf if ends else float(abs(pair[0] - pair[1]) / spread))
     same_config = registry.read_config(json.loads(str(ref["config"]))) == m.config
     return Result(
+        case.family,
         case.seed,
         seen,
         ratio(logits[keep], ref["logits"][keep]),
@@ -180,23 +183,23 @@ def compare(case: cases.Case, m: model.Model, ref: dict, loop: bool) -> Result:
     )
 
 
-def references(seeds: range, folder: pathlib.Path, family: str):
-    """(seed, arrays) in order, from a process of its own that works ahead."""
+def references(families: str, seeds: str, folder: pathlib.Path):
+    """(family, seed, arrays) in order, from one process of its own that works ahead."""
     command = [
         ORACLE,
         ROOT / "tests/oracle/reference.py",
         folder,
         "--seeds",
-        f"{seeds.start}:{seeds.stop}",
+        seeds,
         "--ahead",
         4 * CHUNK,
         "--family",
-        family,
+        families,
     ]
     process = subprocess.Popen([str(c) for c in command])
     try:
-        for seed in seeds:
-            path = folder / f"{seed}.npz"
+        for family, seed in drawn(families, seeds):
+            path = folder / f"{family}-{seed}.npz"
             while not path.exists():
                 if process.poll() is not None and not path.exists():
                     raise SystemExit(
@@ -204,27 +207,35 @@ def references(seeds: range, folder: pathlib.Path, family: str):
                     )
                 time.sleep(0.01)
             with np.load(path) as f:
-                yield seed, {k: f[k] for k in f.files}
+                yield family, seed, {k: f[k] for k in f.files}
             path.unlink()
     finally:
         process.terminate()
         process.wait()
 
 
-def run(seeds: range, loop_every: int, jobs: int, family: str):
-    """The Result of every seed, in order."""
+def drawn(families: str, seeds: str):
+    """(family, seed) of each case: ("qwen3_vl,gemma3", "0:200,0:100"), which of each family."""
+    for family, part in zip(families.split(","), seeds.split(","), strict=True):
+        for seed in range(*map(int, part.split(":"))):
+            yield family, seed
+
+
+def run(families: str, seeds: str, loops: dict[str, int], jobs: int):
+    """The Result of every case, in order. loops: of each family, one in how many is decoded with the cache."""
     with tempfile.TemporaryDirectory() as temp, ThreadPoolExecutor(jobs) as pool:
         folder = pathlib.Path(temp)
 
         def one(item):
-            seed, ref = item
+            family, seed, ref = item
             case = cases.draw(seed, family)
-            return compare(case, load(case, folder / str(seed)), ref, seed % loop_every == 0)
+            model = load(case, folder / f"{family}-{seed}")
+            return compare(case, model, ref, seed % loops[family] == 0)
 
         # The libraries, which each collection would walk, and every few seconds all that was traced.
         gc.freeze()
         gc.set_threshold(50_000, 10, 10)
-        source = references(seeds, folder / "reference", family)
+        source = references(families, seeds, folder / "reference")
         for i in itertools.count():
             part = list(itertools.islice(source, CHUNK))
             if not part:
@@ -253,12 +264,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--seeds", default="0:200", help="FIRST:LAST, the last excluded")
-    p.add_argument("--family", choices=["qwen2_5_vl", "qwen3_vl", "gemma3"], default="qwen2_5_vl")
+    p.add_argument("--family", default="qwen2_5_vl", help="qwen2_5_vl, qwen3_vl or gemma3")
     p.add_argument(
-        "--loop_every",
-        type=int,
-        default=1,
-        help="decode with the cache for seeds divisible by this",
+        "--loop_every", default="1", help="decode with the cache for seeds divisible by this"
     )
     p.add_argument(
         "--blocks",
@@ -281,9 +289,9 @@ def main() -> int:
         )
         return 2
     results, start = [], time.time()
+    loops = dict(zip(args.family.split(","), map(int, args.loop_every.split(",")), strict=True))
     with open(args.jsonl or os.devnull, "w") as out:
-        seeds = range(*map(int, args.seeds.split(":")))
-        for r in run(seeds, args.loop_every, args.jobs, args.family):
+        for r in run(args.family, args.seeds, loops, args.jobs):
             results.append(r)
             print(json.dumps(dataclasses.asdict(r)), file=out, flush=True)
             if not r.good:

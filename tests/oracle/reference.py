@@ -209,17 +209,20 @@ def compute(seed: int, family: str) -> dict[str, np.ndarray]:
     return out
 
 
-def parse_seeds(text: str) -> range:
-    first, last = text.split(":")
-    return range(int(first), int(last))
+def parse_draws(families: str, seeds: str) -> list[tuple[str, range]]:
+    """("qwen3_vl,gemma3", "0:200,0:100"), which of each family."""
+    ranges = [range(*map(int, part.split(":"))) for part in seeds.split(",")]
+    return list(zip(families.split(","), ranges, strict=True))
 
 
 @torch.no_grad()
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("out", type=pathlib.Path)
-    p.add_argument("--seeds", type=parse_seeds, required=True)
-    p.add_argument("--family", choices=ARCHITECTURES, default="qwen2_5_vl")
+    p.add_argument("--seeds", required=True, help="FIRST:LAST of each family")
+    p.add_argument(
+        "--family", default="qwen2_5_vl", help=f"one or more of {', '.join(ARCHITECTURES)}"
+    )
     p.add_argument(
         "--ahead", type=int, help="wait while the reader has left so many files; without: no limit"
     )
@@ -227,14 +230,15 @@ def main() -> None:
     torch.set_num_threads(1)
     parent = os.getppid()
     args.out.mkdir(parents=True, exist_ok=True)
-    for seed in args.seeds:
-        while args.ahead and len(list(args.out.glob("[0-9]*.npz"))) >= args.ahead:
-            time.sleep(0.05)
-            if os.getppid() != parent:  # the reader was killed
-                return
-        part = args.out / f".{seed}.npz"
-        np.savez(part, **compute(seed, args.family))
-        os.replace(part, args.out / f"{seed}.npz")
+    for family, seeds in parse_draws(args.family, args.seeds):
+        for seed in seeds:
+            while args.ahead and len(list(args.out.glob("[!.]*.npz"))) >= args.ahead:
+                time.sleep(0.05)
+                if os.getppid() != parent:  # the reader was killed
+                    return
+            part = args.out / f".{seed}.npz"
+            np.savez(part, **compute(seed, family))
+            os.replace(part, args.out / f"{family}-{seed}.npz")
 
 
 if __name__ == "__main__":
