@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import sqlalchemy as sa
+import tiny_model
 from PIL import Image as PilImage
 from store_films import add_film, smooth_film
 
@@ -176,7 +177,8 @@ def test_rows_train(store, reader, think, tmp_path):
     rows = tmp_path / "rows.jsonl"
     assert main(["export", str(store.folder), "-o", str(rows)]) == 0
     config = schema.defaults("sft", "files")
-    config.model, config.steps, config.batch_size, config.log_every = "random:phantom", 4, 2, 1
+    config.model = tiny_model.phantom_folder()
+    config.steps, config.batch_size, config.log_every = 4, 2, 1
     config.locate_steps, config.locate_weight = 0, 0.0
     config.data.update(
         {"manifest": str(rows), "image_root": str(store.folder), "size": 56, "image_gate": "off"}

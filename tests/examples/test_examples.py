@@ -4,6 +4,7 @@ import json
 
 import fast_compile
 import pytest
+import tiny_model
 from forked import calls
 from places import ROOT
 
@@ -50,7 +51,8 @@ def test_read_a_film():
 
 @pytest.mark.slow
 def test_train_on_rows(tmp_path):
-    flags = [f"--config.{setting}" for setting in SMALL_RUN]
+    model = f"model={tiny_model.phantom_folder()}"
+    flags = [f"--config.{setting}" for setting in (model, *SMALL_RUN)]
     printed = run_example("train_on_rows.py", f"--folder={tmp_path}", *flags)
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 16
     assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "run" / "hf").is_dir()
