@@ -64,5 +64,5 @@ code=0
 # Whole runs, several processes each: two files at a time, whose runs are shared by their tests. Only files that name the
 # mark are read: a fifth of them.
 grep -rl --include="test_*.py" --include=conftest.py "mark\.slow" tests | sed "s|/conftest\.py$||" | sort |
-    xargs "$python" -m pytest -n auto --maxprocesses=2 --dist=loadfile --no-loadscope-reorder -m slow || code=1
+    xargs "$python" -m pytest -n auto --maxprocesses=2 --dist=loadfile -m slow || code=1
 exit "$code"
