@@ -1,10 +1,12 @@
-"""One server on loopback for all tests of the room, with the real engine and the embedded model."""
+"""One server on loopback for all tests of the room, with the real engine and the embedded model; a browser, a film."""
 
 import time
 from types import SimpleNamespace
 
+import browser
 import pytest
 from room_servers import running
+from stub_pages import write_phantom
 
 from cxr_jax.serve.server import open_state
 from cxr_jax.serve.state import ServerSettings
@@ -21,3 +23,15 @@ def room(tmp_path_factory):
             assert state.engine.failure is None, state.engine.failure
             time.sleep(0.05)
         yield SimpleNamespace(url=url, state=state, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser.launched() as launched:
+        yield launched
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """The path of a phantom's DICOM."""
+    return write_phantom(tmp_path_factory.mktemp("film"))

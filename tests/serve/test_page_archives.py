@@ -5,7 +5,6 @@ import pytest
 import room_server
 from fake_archive import archive_of, header_of
 from room_client import room
-from stub_pages import write_phantom
 
 from cxr_jax.serve.app import create_app
 
@@ -14,14 +13,8 @@ HOSTILE = "<img src=x onerror=\"document.title='run'\"> \u202e"
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    with browser.launched() as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    return write_phantom(tmp_path_factory.mktemp("film")).read_bytes()
+def film(film):
+    return film.read_bytes()
 
 
 @pytest.fixture

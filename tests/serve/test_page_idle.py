@@ -11,7 +11,6 @@ from films import draw_film
 from playwright.sync_api import expect
 from quick_passwords import quick_passwords
 from store_films import png_of
-from stub_pages import write_phantom
 
 from cxr_jax.capture.records import Captures
 from cxr_jax.serve.app import create_app
@@ -19,17 +18,6 @@ from cxr_jax.store.records.reports import Change
 
 pytestmark = pytest.mark.slow
 PASSWORD = "correct horse"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser.launched() as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    return write_phantom(tmp_path_factory.mktemp("film"))
 
 
 @contextlib.contextmanager
@@ -55,6 +43,13 @@ def enter_as(page, handle):
     page.wait_for_selector("html[data-ready=yes]")
 
 
+def begin_report(page, film):
+    browser.upload(page, film)
+    page.locator("#gate.ok").wait_for()
+    page.keyboard.press("e")
+    page.locator("#report-state", has_text="version 1").wait_for()
+
+
 def go_for_half_an_hour(page, secret):
     """Until the page has emptied itself: nothing of `secret` is left to read, sealed words are."""
     page.wait_for_function("() => localStorage.length === 1")
@@ -70,10 +65,7 @@ def test_a_time_out_leaves_nothing_to_read_and_loses_nothing(chromium, film, tmp
     """Whoever comes next finds an empty page and sealed words; their reader has them again, over no newer version."""
     with room_of_two(chromium, tmp_path) as (client, page, address):
         enter_as(page, "anna")
-        browser.upload(page, film)
-        page.locator("#gate.ok").wait_for()
-        page.keyboard.press("e")
-        page.locator("#report-state", has_text="version 1").wait_for()
+        begin_report(page, film)
         report = page.evaluate("() => new URLSearchParams(location.hash.slice(1)).get('report')")
 
         def leave_unsaved(words):
@@ -128,10 +120,7 @@ def test_a_time_out_leaves_nothing_to_read_and_loses_nothing(chromium, film, tmp
 def test_an_addendum_that_was_not_added_is_in_its_box_again(chromium, film, tmp_path):
     with room_of_two(chromium, tmp_path) as (client, page, address):
         enter_as(page, "anna")
-        browser.upload(page, film)
-        page.locator("#gate.ok").wait_for()
-        page.keyboard.press("e")
-        page.locator("#report-state", has_text="version 1").wait_for()
+        begin_report(page, film)
         page.keyboard.press("Control+Enter")
         page.keyboard.press("Space")
         page.locator("#password").fill(PASSWORD)
@@ -179,6 +168,15 @@ def test_a_thought_that_was_not_saved_is_the_text_again(chromium, tmp_path):
         page.goto(address + "/capture")
         begin(page)
 
+    a_thought = re.compile("/capture/[0-9a-f]{8,}$")
+
+    def hear_more(route):
+        """The server has heard words since the text was sealed."""
+        response = route.fetch()
+        words = [{"text": word, "start": 1.0} for word in ("And", "more.")]
+        heard = {"words": words, "text": "And more.", "seconds": 2.0}
+        route.fulfill(response=response, json=response.json() | heard)
+
     with room_of_two(chromium, tmp_path) as (client, page, address):
         text = page.locator("#text")
         enter(page, address, "anna")
@@ -199,13 +197,17 @@ def test_a_thought_that_was_not_saved_is_the_text_again(chromium, tmp_path):
 
         # ---- Over the same film, without its name in the address; with the label that was set ----
         page.goto(address)
+        page.route(a_thought, hear_more)
         enter(page, address, "anna")
-        expect(text).to_have_value("Secret edema.")
+        expect(text).to_have_value("Secret edema. And more.")
+        page.unroute(a_thought)
         expect(page.locator("#status")).to_have_text("put back, not saved")
         expect(page.get_by_label("Cardiomegaly: state")).to_have_value("present")
         assert page.locator("#no-film").is_hidden()
         [thought] = Captures(client.store).of_user(client.store.users.find("anna").id)
         assert not thought.versions
+
+        text.fill("Secret edema.")
 
         # ---- Saved, nothing is left; the answer that was lost is not asked for twice ----
         page.get_by_label("Cardiomegaly: as the text says").click()
@@ -222,6 +224,18 @@ def test_a_thought_that_was_not_saved_is_the_text_again(chromium, tmp_path):
         expect(text).to_have_value("Secret edema.")
         page.wait_for_function("() => localStorage.length === 0")
         expect(page.locator("#status")).to_have_text("")
+
+        # ---- A label that is set beside a saved text is not saved either ----
+        page.get_by_label("Cardiomegaly: state").select_option("present")
+        page.wait_for_selector("#contradictions p")
+        assert browser.asks_before_leaving(page)
+        go_for_half_an_hour(page, "Secret")
+        enter(page, address, "anna")
+        expect(page.locator("#status")).to_have_text("put back, not saved")
+        expect(page.get_by_label("Cardiomegaly: state")).to_have_value("present")
+        page.get_by_label("Cardiomegaly: as the text says").click()
+        page.wait_for_function("() => localStorage.length === 0")
+        assert not browser.asks_before_leaving(page)
 
         # ---- Erased elsewhere, what was left of it goes, too ----
         text.fill("Secret edema. And cardiomegaly.")

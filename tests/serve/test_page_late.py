@@ -7,21 +7,10 @@ import numpy as np
 import pytest
 import room_server
 from dicom_files import build
-from stub_pages import read_film, stub_rooms, write_phantom
+from stub_pages import read_film, stub_rooms
 
 pytestmark = pytest.mark.slow
 NOISE = np.random.default_rng(5).integers(0, 4096, (300, 260)).astype(np.uint16)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser.launched() as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    return write_phantom(tmp_path_factory.mktemp("film"))
 
 
 @pytest.fixture

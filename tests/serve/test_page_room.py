@@ -9,7 +9,7 @@ import room_client
 import room_server
 from dicom_files import build
 from quick_passwords import quick_passwords
-from stub_pages import read_film, stub_rooms, write_phantom
+from stub_pages import read_film, stub_rooms
 
 from cxr_jax.serve.app import create_app
 
@@ -43,17 +43,6 @@ HOSTILE = [
     "</li></ol></body><iframe srcdoc='<script>parent.document.title=1</script>'>",
     "{{constructor.constructor('document.title=1')()}} ${document.title=1} &lt;b&gt;",
 ]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser.launched() as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    return write_phantom(tmp_path_factory.mktemp("film"))
 
 
 @pytest.fixture

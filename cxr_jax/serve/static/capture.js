@@ -5,7 +5,7 @@ import { IdleWatch, leavePage } from "./leaving.js";
 import { fetchBytes, openSession, request } from "./server.js";
 import { Unsaved } from "./unsaved.js";
 import { Viewer, followPointer } from "./viewer.js";
-import { Chips, Looked, drawContradictions, drawReview, element } from "./capture_review.js";
+import { Chips, Looked, drawContradictions, drawEarlier, drawReview, element } from "./capture_review.js";
 
 const CHECK_MS = 250; // after the last key
 const POLL_MS = 400; // while a recording is being heard
@@ -23,7 +23,8 @@ const page = {
   unseen: 0,
   heardUntil: 0, // seconds of the recording whose words are in the text
   hearing: null, // the promise of what is being heard
-  kept: "", // the text as the server has it
+  kept: "", // the text as the server has it, and the labels that are set beside it
+  keptLabels: null,
   keptAs: "", // under which name what is not saved is kept
   read: "", // the text that the marks are of
   isErasing: false,
@@ -127,7 +128,7 @@ async function forgetThought() {
   microphone.close();
   page.thoughts += 1;
   microphone = makeMicrophone();
-  Object.assign(page, { beginning: null, capture: null, version: 0, heardUntil: 0, confirming: null, kept: "" });
+  Object.assign(page, { beginning: null, capture: null, version: 0, heardUntil: 0, confirming: null, kept: "", keptLabels: null });
   clearTimeout(timer);
   unsaved.forget(page.keptAs);
   text.value = "";
@@ -175,6 +176,7 @@ async function openThought(id) {
   chips.load(document_.labels);
   looked.follow(text.value);
   await check();
+  page.keptLabels = chips.labels;
   // A recording that nobody has finished: the server or the page went away while somebody spoke.
   if (document_.state === "open" && document_.pieces && !document_.hearing) {
     say("hearing", "an unfinished recording is being heard ..");
@@ -182,11 +184,18 @@ async function openThought(id) {
   }
 }
 
+/** Whether nothing is on the page that the server does not have: words, or labels that were set beside them. */
+function isSaved() {
+  if (!text.value.trim()) return true;
+  return text.value === page.kept && areSame(chips.labels, page.keptLabels);
+}
+
+const areSame = (ours, theirs) => JSON.stringify(ours) === JSON.stringify(theirs);
+
 /** What is not saved stays in the browser, sealed for its reader, for a page that empties itself or is closed. */
 function keepUnsaved() {
   page.keptAs = page.image ?? "no-film";
-  const isKept = !text.value.trim() || text.value === page.kept;
-  const fields = isKept ? {} : { text: text.value, labels: chips.labels };
+  const fields = isSaved() ? {} : { text: text.value, labels: chips.labels };
   const { image, capture, version, heardUntil } = page;
   unsaved.keep(page.keptAs, { fields, image, capture, version, heardUntil });
 }
@@ -196,48 +205,37 @@ async function putBack() {
   if (!page.agreed) return;
   const last = (await unsaved.find(page.image ?? "no-film")).at(-1);
   if (!last || text.value.trim()) return;
-  let heard = "";
-  if (last.capture) {
-    try {
-      await openThought(last.capture);
-      const { words } = await ask("GET", `/capture/${last.capture}`);
-      heard = spoken(words, last.heardUntil);
-    } catch (error) {
-      // Erased meanwhile: what was left of it goes, too.
-      if (error.status === 404) unsaved.drop([last]);
-      throw error;
+  const { text: words, labels } = last.fields;
+  try {
+    if (last.capture) await openThought(last.capture);
+    // What was heard after they were sealed.
+    const heard = last.capture ? spoken((await ask("GET", `/capture/${last.capture}`)).words, last.heardUntil) : "";
+    const left = [words.trimEnd(), heard].filter(Boolean).join(" ");
+    // Saved after all where they are the same: only the answer was lost.
+    if (text.value !== left || !areSame(chips.labels, labels)) {
+      text.value = left;
+      chips.load(labels);
+      await check();
+      const others = page.version === last.version ? "" : `; version ${page.version} has others`;
+      say("status", `put back, not saved${others}`);
     }
+    unsaved.drop([last]);
+  } catch (error) {
+    // Erased meanwhile: what was left of it goes, too.
+    if (error.status === 404) unsaved.drop([last]);
+    say("status", error.message);
   }
-  const left = [last.fields.text.trimEnd(), heard].filter(Boolean).join(" ");
-  // Saved after all where they are the same: only the answer was lost.
-  if (text.value !== left) {
-    text.value = left;
-    chips.load(last.fields.labels);
-    await check();
-    const others = page.version === last.version ? "" : `; version ${page.version} has other words`;
-    say("status", `put back, not saved${others}`);
-  }
-  unsaved.drop([last]);
 }
 
 async function listEarlier() {
   const query = page.image ? `?image=${page.image}` : "";
   const { captures } = await ask("GET", `/capture/mine${query}`);
-  const list = find("earlier-list");
-  list.replaceChildren();
-  for (const capture of captures.slice(0, 20)) {
-    if (capture.id === page.capture) continue;
-    const open = element("button", "open");
-    open.type = "button";
-    open.addEventListener("click", () => {
-      if (!mayDrop(capture.id, "Press open once more")) return;
-      openThought(capture.id).catch((error) => say("status", error.message));
-    });
-    const item = element("li", `${capture.created.slice(0, 16).replace("T", " ")} ${capture.state} `);
-    item.append(open);
-    list.append(item);
-  }
-  find("earlier").hidden = !list.children.length;
+  const others = captures.slice(0, 20).filter(({ id }) => id !== page.capture);
+  drawEarlier(find("earlier-list"), others, (id) => {
+    if (!mayDrop(id, "Press open once more")) return;
+    openThought(id).catch((error) => say("status", error.message));
+  });
+  find("earlier").hidden = !others.length;
 }
 
 // ---- Talking ---------------------------------------------------------------------------------------
@@ -411,12 +409,11 @@ function isConfirmed(button, question) {
 
 /** Whether the text may go: one that is not saved goes at the second time of asking. */
 function mayDrop(what, how) {
-  const isKept = !text.value.trim() || text.value === page.kept;
-  return isKept || isConfirmed(what, `The text is not saved. ${how} to drop it.`);
+  return isSaved() || isConfirmed(what, `What is here is not saved. ${how} to drop it.`);
 }
 
 window.addEventListener("beforeunload", (event) => {
-  if (!page.isLeaving && text.value.trim() && text.value !== page.kept) event.preventDefault();
+  if (!page.isLeaving && !isSaved()) event.preventDefault();
 });
 
 find("save").addEventListener("click", async () => {
@@ -431,7 +428,7 @@ find("save").addEventListener("click", async () => {
     const content = { text: kept, labels: chips.labels, looked: [...looked.numbers], image: page.image };
     const saved = await ask("PUT", `/capture/${page.capture}/text`, content, { "If-Match": String(page.version) });
     if (turn !== page.thoughts) return;
-    Object.assign(page, { version: saved.version, kept });
+    Object.assign(page, { version: saved.version, kept, keptLabels: content.labels });
     keepUnsaved();
     const differ = saved.contradictions.length ? `; ${saved.contradictions.length} contradictions: no row yet` : "";
     say("status", `saved as version ${saved.version}, ${new Date().toLocaleTimeString()}${differ}`);
@@ -475,7 +472,7 @@ find("consent").addEventListener("submit", async (event) => {
   if (!page.about.engine) say("talk-help", "This server hears nothing: please type.");
   text.focus();
   // A film that is on its way brings them with it.
-  if (!page.isAwaitingFilm) await awaitFilm(page.films, putBack).catch((error) => say("status", error.message));
+  if (!page.isAwaitingFilm) await awaitFilm(page.films, putBack);
 });
 
 async function leave(options) {

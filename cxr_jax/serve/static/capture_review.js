@@ -194,4 +194,17 @@ export function drawContradictions(place, contradictions, problems) {
   for (const problem of problems) place.append(element("p", problem));
 }
 
+/** The reader's thoughts of before, each with a button that opens it. */
+export function drawEarlier(place, captures, onOpen) {
+  place.replaceChildren();
+  for (const { id, created, state } of captures) {
+    const open = element("button", "open");
+    open.type = "button";
+    open.addEventListener("click", () => onOpen(id));
+    const item = element("li", `${created.slice(0, 16).replace("T", " ")} ${state} `);
+    item.append(open);
+    place.append(item);
+  }
+}
+
 export { element };
