@@ -12,6 +12,7 @@ from types import ModuleType
 
 import numpy as np
 
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "gemma3")
 NEW_TOKENS = 6
 MEDIA = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 BIG_EVERY, BIG_AT = 50, 13  # seeds congruent to BIG_AT have one image of 1,280 tokens
@@ -241,6 +242,19 @@ def write_row(rng, parts: list, config: dict, words: np.ndarray, merge: int) -> 
             run = [int(rng.choice(words)), *run]  # the placeholders of two images must not touch
         ids += run
     return ids
+
+
+def named(families: str, seeds: str) -> list[tuple[str, int]]:
+    """(family, seed) of each case that a command line asks for: ("qwen3_vl,gemma3", "0:200,0:100").
+
+    Raises:
+        SystemExit: for a family that is none, or other numbers of families and of seeds.
+    """
+    asked, ranges = families.split(","), seeds.split(",")
+    if len(asked) != len(ranges) or not {*asked} <= {*FAMILIES}:
+        raise SystemExit(f"error: as many FIRST:LAST as families, of {', '.join(FAMILIES)}")
+    pairs = zip(asked, ranges, strict=True)
+    return [(family, seed) for family, part in pairs for seed in range(*map(int, part.split(":")))]
 
 
 def draw(seed: int, family: str = "qwen2_5_vl") -> Case:

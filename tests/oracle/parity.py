@@ -198,7 +198,7 @@ def references(families: str, seeds: str, folder: pathlib.Path):
     ]
     process = subprocess.Popen([str(c) for c in command])
     try:
-        for family, seed in drawn(families, seeds):
+        for family, seed in cases.named(families, seeds):
             path = folder / f"{family}-{seed}.npz"
             while not path.exists():
                 if process.poll() is not None and not path.exists():
@@ -212,13 +212,6 @@ def references(families: str, seeds: str, folder: pathlib.Path):
     finally:
         process.terminate()
         process.wait()
-
-
-def drawn(families: str, seeds: str):
-    """(family, seed) of each case: ("qwen3_vl,gemma3", "0:200,0:100"), which of each family."""
-    for family, part in zip(families.split(","), seeds.split(","), strict=True):
-        for seed in range(*map(int, part.split(":"))):
-            yield family, seed
 
 
 def run(families: str, seeds: str, loops: dict[str, int], jobs: int):

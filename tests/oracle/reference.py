@@ -209,12 +209,6 @@ def compute(seed: int, family: str) -> dict[str, np.ndarray]:
     return out
 
 
-def parse_draws(families: str, seeds: str) -> list[tuple[str, range]]:
-    """("qwen3_vl,gemma3", "0:200,0:100"), which of each family."""
-    ranges = [range(*map(int, part.split(":"))) for part in seeds.split(",")]
-    return list(zip(families.split(","), ranges, strict=True))
-
-
 @torch.no_grad()
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
@@ -230,15 +224,14 @@ def main() -> None:
     torch.set_num_threads(1)
     parent = os.getppid()
     args.out.mkdir(parents=True, exist_ok=True)
-    for family, seeds in parse_draws(args.family, args.seeds):
-        for seed in seeds:
-            while args.ahead and len(list(args.out.glob("[!.]*.npz"))) >= args.ahead:
-                time.sleep(0.05)
-                if os.getppid() != parent:  # the reader was killed
-                    return
-            part = args.out / f".{seed}.npz"
-            np.savez(part, **compute(seed, family))
-            os.replace(part, args.out / f"{family}-{seed}.npz")
+    for family, seed in cases.named(args.family, args.seeds):
+        while args.ahead and len(list(args.out.glob("[!.]*.npz"))) >= args.ahead:
+            time.sleep(0.05)
+            if os.getppid() != parent:  # the reader was killed
+                return
+        part = args.out / f".{seed}.npz"
+        np.savez(part, **compute(seed, family))
+        os.replace(part, args.out / f"{family}-{seed}.npz")
 
 
 if __name__ == "__main__":
