@@ -33,7 +33,9 @@ settings.load_profile("repeatable")
 # What the garbage collector waits for. By its own numbers it walks all that JAX has traced every few seconds.
 NEW_OBJECTS = 300_000
 
-MOST_MEMORY = 5 * 2**30  # of a process of tests, where those of the next file may be any
+# Of a process of tests, where those of the next file may be any: its share of two thirds of the machine.
+PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+MOST_MEMORY = 2 / 3 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / PROCESSES
 
 
 def pytest_collection_finish():
@@ -52,6 +54,8 @@ def memory_is_given_back():
     with open("/proc/self/statm") as statm:
         resident = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     if resident > MOST_MEMORY:
+        gc.unfreeze()
         jax.clear_caches()
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
+    gc.freeze()  # what was traced stays for the next file

@@ -87,7 +87,7 @@ def test_collectives_in_loops_and_branches():
 def abstract_state(model_config, adapters=None):
     """The train state and what is fixed, of a whole model or of adapters."""
     what = trainable.Trainable(adapters=adapters)
-    params = {"model": jax.eval_shape(lambda: network.init_params(model_config, jax.random.key(0)))}
+    params = {"model": jax.eval_shape(lambda: network.init_params(model_config, None))}
     tx = optimizer.make_optimizer(OptimizerConfig.with_defaults(), 10)
     return jax.eval_shape(
         lambda p: [
@@ -115,9 +115,9 @@ def test_every_array_has_a_place_on_published_meshes(model_config, adapters):
             spec = sharding.partition_spec("model/" + trees.path_string(path), x.shape, sizes)
             held += x.size / math.prod(sizes[axis] for axis in spec if axis)
         # All but norms, biases and, over `tensor`, the vision tower is divided by all devices.
-        ideal = network.count(
-            jax.eval_shape(lambda: network.init_params(model_config, jax.random.key(0)))
-        ) / (fsdp * tensor)
+        ideal = network.count(jax.eval_shape(lambda: network.init_params(model_config, None))) / (
+            fsdp * tensor
+        )
         assert ideal <= held < ideal * (1.6 if tensor > 1 else 1.02 if fsdp <= 64 else 1.06), (
             fsdp,
             tensor,
@@ -221,7 +221,7 @@ def test_a_plan_on_devices_that_are_not_there(commands):
     )
     assert "films, read at 224 x 224: 256 patches, 64 image tokens" in out
     assert "SFT step: 4,784 tokens" in out and "moved a step: all-gather" in out
-    model = network.count(jax.eval_shape(lambda: network.init_params(PHANTOM, jax.random.key(0))))
+    model = network.count(jax.eval_shape(lambda: network.init_params(PHANTOM, None)))
     assert (
         f"{model * 4 / 2 / 2**30:.2f} GiB  parameters" in out
         and f"{model * 4 / 2**30:.2f} GiB  optimizer" in out

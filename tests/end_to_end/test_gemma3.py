@@ -5,12 +5,11 @@ import json
 
 import family_runs
 import gemma_tokenizer
-import jax
 import numpy as np
 import pytest
+import tiny_model
 
 import cxr_jax
-from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.gemma3.config import GEMMA_PHANTOM
 from cxr_jax.weights import hf_folder
@@ -39,7 +38,7 @@ def tiny():
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root, config = tmp_path_factory.mktemp("gemma3"), tiny()
-    params = jax.tree.map(np.asarray, network.init_params(config, jax.random.key(0)))
+    params = tiny_model.draw_params(config)
     hf_folder.save(root / "base", config, params, tokenizer=gemma_tokenizer.folder())
     family_runs.train(root, ["--config=sft"], ["--config.lora.targets=('decoder','vision')"])
     return root

@@ -4,12 +4,11 @@ import dataclasses
 import json
 
 import family_runs
-import jax
 import numpy as np
 import pytest
+import tiny_model
 
 import cxr_jax
-from cxr_jax.models import network
 from cxr_jax.models.qwen3_vl.config import PHANTOM
 from cxr_jax.weights import hf_folder
 
@@ -40,7 +39,7 @@ TINY = dataclasses.replace(
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("qwen3_vl")
-    params = jax.tree.map(np.asarray, network.init_params(TINY, jax.random.key(0)))
+    params = tiny_model.draw_params(TINY)
     folder = cxr_jax.asset("phantom")
     hf_folder.save(root / "base", TINY, params, tokenizer=folder, pixel_limits=(224**2, 224**2))
     family_runs.train(

@@ -1,9 +1,9 @@
 """Probabilities in the batch against those of `Model`, which has one image and one completion at a time."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_model
 from generating import CFG, FIND, image
 
 import cxr_jax
@@ -12,14 +12,13 @@ from cxr_jax.inference import generation
 from cxr_jax.inference import model as inference_model
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.inference.requests import Completion
-from cxr_jax.models import network
 
 COUNT, LONGEST = 5, 24
 
 
 @pytest.fixture(scope="module")
 def model():
-    params = network.init_params(CFG, jax.random.key(0))
+    params = tiny_model.draw_params(CFG)
     params["text"]["embed"]["embedding"] = params["text"]["embed"]["embedding"] * 25
     return inference_model.Model(CFG, params, folder=cxr_jax.asset("phantom"))
 

@@ -25,7 +25,7 @@ def noise(shapes, seed: int, size=lambda path, shape: 0.2):
 
 
 def shapes_of(model_config, own):
-    params = jax.eval_shape(lambda: network.init_params(model_config, jax.random.key(0)))
+    params = jax.eval_shape(lambda: network.init_params(model_config, None))
     return params, jax.eval_shape(lambda: lora.init(params, own, jax.random.key(0)))
 
 

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import tiny_model
 
-from cxr_jax.models import network
 from cxr_jax.models.image_batches import PackedImages
 from cxr_jax.runtime.layout import Layout
 
@@ -34,7 +33,7 @@ def main():
         (rng.integers(0, 256, (4 * rng.integers(1, 5), 4 * rng.integers(1, 4)), np.uint8),)
         for _ in range(ROWS)
     ]
-    params = network.init_params(CFG, jax.random.key(0))
+    params = tiny_model.draw_params(CFG)
     inputs = images.inputs(films)
 
     def loss(params, inputs):

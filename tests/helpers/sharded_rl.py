@@ -14,6 +14,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny_model
 from oracle import shared_learner
 from tiny_model import CFG, STOP, N, T, V, config
 
@@ -21,9 +22,9 @@ from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
 from cxr_jax.inference import compaction, sampling
 from cxr_jax.models import network
-from cxr_jax.models.qwen2_5_vl.config import PHANTOM
 from cxr_jax.planning import costs, programs
 from cxr_jax.runtime import layout
+from cxr_jax.weights import hf_folder
 from experiments import rl as rl_config
 
 PROMPTS, GROUP = 8, 2
@@ -32,7 +33,7 @@ PROMPTS, GROUP = 8, 2
 def check_sampling():
     compaction.GRAIN, compaction.SHORTEST, compaction.LEAST_ROWS = 4, 8, 4
     rng = np.random.default_rng(1)
-    params = network.init_params(CFG, jax.random.key(0))
+    params = tiny_model.draw_params(CFG)
     params["text"]["embed"]["embedding"] *= 25.0
     args = {
         "input_ids": rng.integers(7, 20, (PROMPTS, T)).astype(np.int32),
@@ -71,13 +72,13 @@ def check_sampling():
 def check_traffic():
     """FSDP: the rollout fetches the weights once, whatever the number of tokens; the learner's loop over them, too."""
     run_config = rl_config.get_config()
-    run_config.update(dict(model="random:phantom", max_completion=64))
+    folder = tiny_model.phantom_folder()
+    run_config.update(dict(model=folder, max_completion=64))
     run_config.rl.update(dict(prompts_per_step=4, oversample=1, group_size=2))
     run_config.mesh.update(dict(data=1, fsdp=4))
     mesh = layout.Layout.from_config(run_config.mesh).mesh
-    weights = 4 * network.count(
-        jax.eval_shape(lambda: network.init_params(PHANTOM, jax.random.key(0)))
-    )
+    model_config, params = hf_folder.load(folder)
+    weights = 4 * network.count(params)
     moved = {}
     for name, step, arguments, *_ in programs.programs(RunConfig.from_config(run_config)):
         with jax.set_mesh(mesh):
@@ -86,13 +87,13 @@ def check_traffic():
         assert many - few < 1000 * 100, (name, few, many)  # a turn moves flags and counts
         moved[name] = few
         # Pixels stay with their rows, as squares and as patches.
-        patch_values = PHANTOM.vision.patch_dim
+        patch_values = model_config.vision.patch_dim
         gathered = re.findall(r"= \(?\w+\[([\d,]*)\][^=]* (?:all-gather|all-to-all)\(", text)
         assert not any(shape.endswith(f",{patch_values}") for shape in gathered), (name, gathered)
         if (
             name == "RL update"
         ):  # of the loop over chunks of tokens: no gradient of the output matrix
-            head = f"f32[{PHANTOM.text.hidden_size},{PHANTOM.text.vocab_size}]"
+            head = f"f32[{model_config.text.hidden_size},{model_config.text.vocab_size}]"
             loops = [
                 line for line in text.splitlines() if "all-reduce(" in line and "while/body" in line
             ]
@@ -138,7 +139,7 @@ def check_key_heads():
         model_config = config(text=text)
         placed = layout.Layout(layout.make_mesh(1, 1, 4, heads=layout.Heads(4, key_heads)))
         assert str(placed).endswith("(a key head on 2 devices)") == (key_heads == 2)
-        params = network.init_params(model_config, jax.random.key(0))
+        params = tiny_model.draw_params(model_config)
         params["text"]["embed"]["embedding"] *= 25.0
         for program in (sample, descend):
             step = jax.jit(functools.partial(program, model_config))

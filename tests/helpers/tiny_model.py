@@ -13,6 +13,7 @@ import numpy as np
 import cxr_jax
 from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.models.network import tower_layers
 from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
 from cxr_jax.weights import hf_folder
@@ -99,6 +100,21 @@ def small_phantom(tokenizer: tokenizers.Tokenizer, layers: int = 1) -> Config:
     return dataclasses.replace(PHANTOM, text=text, vision=vision, **ids)
 
 
+def draw_params(model_config: Config | VisionConfig, seed: int = 0) -> Any:
+    """Parameters like fresh ones, whose own draws are a program that compiles for a second; of a tower, its own."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(path, leaf):
+        sizes = {"kernel": leaf.shape[-2:][0] ** -0.5, "embedding": 0.02}
+        size = sizes.get(path[-1].key)
+        return leaf if size is None else size * rng.standard_normal(leaf.shape, np.float32)
+
+    whole = isinstance(model_config, Config)
+    init = network.init_params if whole else jax.jit(tower_layers.init_params, static_argnums=0)
+    constants = jax.tree.map(np.asarray, init(model_config, None))
+    return jax.tree_util.tree_map_with_path(drawn, constants)
+
+
 @functools.cache
 def phantom_folder() -> str:
     """A folder of such a model with two layers each, for whole runs: half of what one of the phantom's size costs.
@@ -108,7 +124,7 @@ def phantom_folder() -> str:
     folder = tempfile.mkdtemp(prefix="small_phantom")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     config = small_phantom(tokenizers.load(cxr_jax.asset("phantom")), layers=2)
-    params = jax.tree.map(np.asarray, network.init_params(config, jax.random.key(0)))
+    params = draw_params(config)
     size = 224**2, 224**2
     hf_folder.save(folder, config, params, tokenizer=cxr_jax.asset("phantom"), pixel_limits=size)
     return folder

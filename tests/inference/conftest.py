@@ -1,18 +1,17 @@
 """The tiny model of the tests of generation, and a watch over what it computes."""
 
-import jax
 import pytest
+import tiny_model
 from generating import CFG
 
 import cxr_jax
 from cxr_jax.inference import model as inference_model
 from cxr_jax.inference import sampling
-from cxr_jax.models import network
 
 
 @pytest.fixture(scope="module")
 def model():
-    params = network.init_params(CFG, jax.random.key(0))
+    params = tiny_model.draw_params(CFG)
     # Larger embeddings: a peaked distribution, so that a wrong key or position changes tokens.
     params["text"]["embed"]["embedding"] = params["text"]["embed"]["embedding"] * 25
     made = inference_model.Model(CFG, params, folder=cxr_jax.asset("phantom"))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_model
 from answer_oracle import FORMAT, NAMES, PHANTOM_CFG, STOP, Oracle
 
 from cxr_jax.errors import UserError
@@ -73,7 +74,7 @@ DEPTH = 18
 
 @pytest.fixture(scope="module")
 def small():
-    params = network.init_params(CFG, jax.random.key(1))
+    params = tiny_model.draw_params(CFG, 1)
     params["text"]["embed"]["embedding"] *= 12
     c = answer_rules.compile_answers(
         TokenBytes.from_pieces(PIECES),

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_model
 from places import ROOT
 from tiny_model import CFG, STOP, N, T, V
 
 from cxr_jax.inference import compaction, sampling
 from cxr_jax.labels.answers import TokenBytes
-from cxr_jax.models import network
 from cxr_jax.rl.stop_texts import StopTexts
 
 
@@ -64,7 +64,7 @@ def sample(prompts, n, constraint=None, endings=None, **options):
     ids = rng.integers(7, 20, (prompts, T)).astype(np.int32)
     lengths = rng.integers(2, T + 1, prompts).astype(np.int32)
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), (3, prompts, T))
-    params = network.init_params(CFG, jax.random.key(0))
+    params = tiny_model.draw_params(CFG)
     params["text"]["embed"]["embedding"] *= 25.0
     out = sampling.generate(
         params,

@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+import tiny_model
 from answer_oracle import FORMAT, NAMES, PHANTOM_CFG, SILENT, STOP, TAGS, Oracle, V, valid_lists
 
 from cxr_jax.errors import UserError
@@ -235,7 +236,7 @@ def phantom():
 def test_an_untrained_model_writes_only_valid_answers(phantom, temperature):
     """1,000 of 1,000 samples, within 40 tokens, read by the rewards' own parser and by a regular expression."""
     tokenizer, table, special, c = phantom
-    params = network.init_params(PHANTOM_CFG, jax.random.key(0))
+    params = tiny_model.draw_params(PHANTOM_CFG)
     params["text"]["embed"]["embedding"] *= (
         20  # peaked and different everywhere: nothing like a list of findings
     )

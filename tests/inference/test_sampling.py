@@ -21,7 +21,7 @@ GRID, N_IMAGE, T, N = (1, 4, 4), 4, 16, 12
 
 @pytest.fixture(scope="module")
 def params():
-    p = network.init_params(CFG, jax.random.key(0))
+    p = tiny_model.draw_params(CFG, seed=1)
     # Larger embeddings: a peaked distribution, so that a wrong key or position changes tokens.
     p["text"]["embed"]["embedding"] = p["text"]["embed"]["embedding"] * 25
     return p
@@ -180,7 +180,14 @@ def test_media_tokens_are_never_sampled(params):
     # An embedding that all hidden states like: without suppression the image token would win every time.
     hot = jax.tree.map(lambda x: x, params)
     table = hot["text"]["embed"]["embedding"]
-    hot["text"] = {**hot["text"], "embed": {"embedding": table.at[5].set(table[7:].mean(0) * 40)}}
+    hot["text"] = {
+        **hot["text"],
+        "embed": {
+            "embedding": np.concatenate(
+                [table[:5], 40 * table[7:].mean(0, keepdims=True), table[6:]]
+            )
+        },
+    }
     b = batch(3)
     free = run(hot, b, temperature=0, suppress_ids=(), stop_ids=())
     kept = run(hot, b, temperature=0, stop_ids=())

@@ -16,7 +16,7 @@ GRID, PATCHES = (1, 4, 4), 16
 
 
 def shapes(model_config):
-    return jax.eval_shape(lambda: network.init_params(model_config, jax.random.key(0)))
+    return jax.eval_shape(lambda: network.init_params(model_config, None))
 
 
 def of_decoder(model_config, params):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_model
 from jax.extend.core import jaxprs_in_params
 from places import ROOT
 
@@ -21,7 +22,7 @@ from cxr_jax.inference import model as inference_model
 from cxr_jax.models import attention as attentions
 from cxr_jax.models import network
 from cxr_jax.models.attention import Mask, blocked, splash
-from cxr_jax.models.network import decoder, tower, tower_layers
+from cxr_jax.models.network import decoder, tower
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B
 from cxr_jax.weights import hf_folder
 
@@ -287,7 +288,7 @@ def test_the_tower_of_a_large_film_trains_as_that_of_a_small_one(blocks, monkeyp
     config = dataclasses.replace(
         PHANTOM.vision, depth=3, hidden_size=32, intermediate_size=48, fullatt_block_indexes=(2,)
     )
-    params = jax.jit(lambda key: tower_layers.init_params(config, key))(jax.random.key(0))
+    params = tiny_model.draw_params(config)
     films = normal(2, 4 * 8, 1176)
 
     def trained(remat):

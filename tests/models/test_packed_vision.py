@@ -229,7 +229,7 @@ def compare(pattern, params, rng, is_trained, pool=GRIDS):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_features_and_gradients_of_any_mix_are_the_exact_ones_by_one_program(pattern):
-    params = tower_layers.init_params(config_of(pattern), jax.random.key(0))
+    params = tiny_model.draw_params(config_of(pattern))
     rng = np.random.default_rng(1)
     is_trained = pattern == "one full"  # gradients of both kinds of blocks
     with compiled() as names:
@@ -239,7 +239,7 @@ def test_features_and_gradients_of_any_mix_are_the_exact_ones_by_one_program(pat
 
 
 def test_what_is_computed_again_is_the_same():
-    params = tower_layers.init_params(config_of("one full"), jax.random.key(0))
+    params = tiny_model.draw_params(config_of("one full"))
     inputs = mix(np.random.default_rng(2), config_of("one full"))
     _, inputs = packed_inputs(config_of("one full"), *inputs)
     assert_near(
@@ -251,7 +251,7 @@ def test_what_is_computed_again_is_the_same():
 
 def test_padding_changes_nothing_not_even_nan():
     model_config = config_of("one full")
-    params = tower_layers.init_params(model_config, jax.random.key(0))
+    params = tiny_model.draw_params(model_config)
     grids, images, weights = mix(np.random.default_rng(3), model_config)
     tokens, (pixels, weights, packed) = packed_inputs(model_config, grids, images, weights)
     run = packed_program("one full")
@@ -272,7 +272,7 @@ def test_padding_changes_nothing_not_even_nan():
 def test_adapters_count_as_in_the_exact_program():
     settings = lora.Lora(rank=2, alpha=4.0, targets=("vision", "merger"))
     model_config = config_of("windows")
-    params = {"vision": tower_layers.init_params(model_config, jax.random.key(0))}
+    params = {"vision": tiny_model.draw_params(model_config)}
     adapters = lora.init(params, settings, jax.random.key(1))
     # `lora_b` begins as zeros.
     adapters = jax.tree.map(lambda leaf: leaf + 0.1, adapters)
@@ -308,7 +308,7 @@ def test_the_program_does_not_grow_with_the_depth():
         model_config = dataclasses.replace(
             config_of("windows"), depth=depth, fullatt_block_indexes=tuple(range(3, depth, 4))
         )
-        params = jax.eval_shape(lambda: tower_layers.init_params(model_config, jax.random.key(0)))
+        params = jax.eval_shape(lambda: tower_layers.init_params(model_config, None))
         packed, _ = packing.pack(model_config, [], SIZES)
         pixels = jax.ShapeDtypeStruct((*SIZES, model_config.patch_dim), "float32")
         encode = jax.jit(functools.partial(tower_packed.forward, model_config=model_config))

@@ -104,7 +104,7 @@ def assert_near(got, want):
 @pytest.mark.parametrize("name", PATTERNS)
 def test_any_pattern_scanned_is_block_by_block(monkeypatch, pixels, name):
     model_config = config_of(*PATTERNS[name])
-    params = tower_layers.init_params(model_config, jax.random.key(0))
+    params = tiny_model.draw_params(model_config)
     monkeypatch.setattr(layers, "UNROLL_UP_TO", 0)
     got = jax.jit(lambda params: tower.forward(params, model_config, pixels, GRID))(params)
     want = jax.jit(lambda params: block_by_block(params, model_config, pixels))(params)
@@ -114,7 +114,7 @@ def test_any_pattern_scanned_is_block_by_block(monkeypatch, pixels, name):
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_gradients_of_a_scanned_tower_are_those_block_by_block(monkeypatch, pixels, remat):
     model_config = config_of(*PATTERNS["a rest"])
-    params = tower_layers.init_params(model_config, jax.random.key(0))
+    params = tiny_model.draw_params(model_config)
 
     def gradients(params, encode):
         loss = lambda params: jnp.sum(jnp.sin(encode(params).tokens))

@@ -31,7 +31,7 @@ def world():
     """A small untrained model, and a rollout of random completions: ragged, some truncated."""
     tokenizer = tokenizers.load(pretrained.PHANTOM)
     model_config = tiny_model.small_phantom(tokenizer)
-    params = network.init_params(model_config, jax.random.key(0))
+    params = tiny_model.draw_params(model_config, seed=1)
     params["text"]["embed"]["embedding"] *= 20.0
     prompts = inference_prompts.Prompts(tokenizer, model_config, GRID, C)
     rng = np.random.default_rng(0)

@@ -108,7 +108,7 @@ def products_of_tower(depth):
     def encode(tower, pixels):
         return network.vision({"vision": tower}, model_config, pixels, GRID).tokens.sum()
 
-    tower = jax.eval_shape(lambda: network.init_params(model_config, jax.random.key(0)))["vision"]
+    tower = jax.eval_shape(lambda: network.init_params(model_config, None))["vision"]
     pixels = abstract_array((P // 2, GRID[1] * GRID[2], model_config.vision.patch_dim))
     return [
         jax.jit(step).lower(tower, pixels).as_text().count("dot_general")

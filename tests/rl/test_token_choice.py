@@ -34,8 +34,8 @@ def world():
     tokenizer = tokenizers.load(pretrained.PHANTOM)
     w = types.SimpleNamespace(tokenizer=tokenizer)
     w.config = tiny_model.small_phantom(tokenizer)
-    w.params = network.init_params(w.config, jax.random.key(0))
-    w.params["text"]["embed"]["embedding"] *= 8.0
+    w.params = tiny_model.draw_params(w.config)
+    w.params["text"]["embed"]["embedding"] *= 16.0
     w.special = tokenizers.special_ids(tokenizer, w.config.text.vocab_size)
     w.images = SquareImages(model_config=w.config, grid=GRID)
     prompts = inference_prompts.Prompts(tokenizer, w.config, GRID, C)

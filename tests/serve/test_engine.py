@@ -4,9 +4,9 @@ import dataclasses
 import threading
 import time
 
-import jax
 import numpy as np
 import pytest
+import tiny_model
 from compile_counts import compiled
 from generating import CFG, FIND, close, image
 
@@ -14,7 +14,6 @@ import cxr_jax
 from cxr_jax.errors import UserError
 from cxr_jax.inference import model as inference_model
 from cxr_jax.inference.requests import GenerationSettings
-from cxr_jax.models import network
 from cxr_jax.serve import asks
 from cxr_jax.serve.engine import Engine
 
@@ -55,7 +54,7 @@ class Ear:
 
 @pytest.fixture(scope="module")
 def model():
-    params = network.init_params(CFG, jax.random.key(0))
+    params = tiny_model.draw_params(CFG)
     # Larger embeddings: a peaked distribution, so that a wrong key or position changes tokens.
     params["text"]["embed"]["embedding"] = params["text"]["embed"]["embedding"] * 25
     return inference_model.Model(CFG, params, folder=cxr_jax.asset("phantom"))

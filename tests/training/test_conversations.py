@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_model
 from chat_templates import OPENED, tokenizer_with
 from generating import CFG, TOKENIZER
 
@@ -272,7 +273,7 @@ def test_conversations_of_phantoms_fit_what_a_run_makes_room_for():
 
 @pytest.fixture(scope="module")
 def world():
-    params = network.init_params(CFG, jax.random.key(0))
+    params = tiny_model.draw_params(CFG)
     params["text"]["embed"]["embedding"] *= 5.0
     shape = 1, IMAGE_TOKENS, CFG.text.hidden_size
     features = network.Seen(jax.random.normal(jax.random.key(1), shape))
@@ -353,7 +354,7 @@ def test_a_chat_of_what_was_trained_answers_each_question_by_what_was_said_befor
         )
         for talk in talks
     ]
-    params = network.init_params(CFG, jax.random.key(2))
+    params = tiny_model.draw_params(CFG, 2)
     model = Model(CFG, params, folder=str(cxr_jax.asset("phantom")))
     image = np.random.default_rng(0).random((224, 224), np.float32)
     patches, grid = model.prepare(image)

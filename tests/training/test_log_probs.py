@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_model
 
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts as inference_prompts
@@ -30,7 +31,7 @@ def world():
     tokenizer = tokenizers.load(pretrained.PHANTOM)
     text = dataclasses.replace(sizes.PHANTOM.text, num_hidden_layers=2)
     model_config = dataclasses.replace(sizes.PHANTOM, text=text, **tokenizers.config_ids(tokenizer))
-    params = network.init_params(model_config, jax.random.key(0))
+    params = tiny_model.draw_params(model_config)
     params["text"]["embed"]["embedding"] *= 5.0
     shape = len(TEXTS), 4, model_config.text.hidden_size
     features = network.Seen(jax.random.normal(jax.random.key(1), shape))

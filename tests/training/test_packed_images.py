@@ -194,7 +194,7 @@ def assert_same_move(one, other, params):
 
 @pytest.fixture(scope="module")
 def params():
-    params = network.init_params(CFG, jax.random.key(0))
+    params = tiny_model.draw_params(CFG)
     params["text"]["embed"]["embedding"] *= 5.0
     return jax.tree.map(np.asarray, params)
 

@@ -6,6 +6,7 @@ import gemma_tokenizer
 import jax
 import numpy as np
 import pytest
+import tiny_model
 
 from cxr_jax.config.sections import DataConfig
 from cxr_jax.data.resize import NativeSize
@@ -38,7 +39,7 @@ def test_packed_films_are_what_reading_makes_of_them():
     size = NativeSize(processor, *of_files().pixel_limits)
     levels = [size.levels(film) for film in films]
     assert {film.shape for film in levels} == {(SIDE, SIDE)}
-    params = network.init_params(TINY, jax.random.key(0))
+    params = tiny_model.draw_params(TINY)
     table = params["vision"]["pos_embed"]
     table["embedding"] = 9 * table["embedding"]  # so that a place in the wrong order would show
     batch = images.inputs([levels[:2], levels[2:]])
@@ -55,7 +56,7 @@ def test_packed_films_are_what_reading_makes_of_them():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("gemma") / "model"
-    params = jax.tree.map(np.asarray, network.init_params(TINY, jax.random.key(0)))
+    params = tiny_model.draw_params(TINY)
     tokenizer = checks.pretrained.tokenizers.load(str(gemma_tokenizer.folder()))
     ids = checks.pretrained.tokenizers.config_ids(tokenizer)
     hf_folder.save(made, dataclasses.replace(TINY, **ids), params, tokenizer=tokenizer)
