@@ -52,6 +52,8 @@ export function keyOf(event) {
 }
 
 export function isTyping(target) {
+  // The box of a dialog that is closed keeps the focus until the page is drawn again.
+  if (!target.checkVisibility()) return false;
   if (target.isContentEditable || target.tagName === "TEXTAREA" || target.tagName === "SELECT") return true;
   return target.tagName === "INPUT" && !["button", "checkbox", "radio", "range", "file"].includes(target.type);
 }
