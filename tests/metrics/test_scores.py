@@ -1,7 +1,6 @@
 """metrics/scores.py against loops that spell the definitions out."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -258,10 +257,8 @@ def test_calibration_against_loops():
     assert scores.auroc([0.1, 0.2], [True, True]) is None
 
 
-def test_deterministic_and_fast():
+def test_deterministic():
     data = make(0, 2000)
-    start = time.perf_counter()
     out = scores.summary(*asked(*data))
-    assert time.perf_counter() - start < 5  # about 0.3 s alone on one core; the machine may be busy
     assert out == scores.summary(*asked(*data))
     assert out != scores.summary(*asked(*data), bootstrap=Bootstrap(seed=1))
