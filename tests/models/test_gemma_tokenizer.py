@@ -142,14 +142,15 @@ def test_bytes_of_tokens_are_what_decoding_gives():
     texts = ["h\u00e9 \U0001fac1\n\n<table>", "<think>a</think>\n<answer>No Finding</answer>"]
     rows = [rng.choice(words, 30).tolist() for _ in range(50)]
     rows += [tokenizer()(text, add_special_tokens=False)["input_ids"] for text in texts]
+    spell = jax.jit(answers.tokens_to_bytes, static_argnums=3)
     for row in rows:
         tokens = np.array([row + [0] * (64 - len(row))])
-        data, lengths = answers.tokens_to_bytes(tokens, np.array([len(row)]), table, 512)
+        data, lengths = spell(tokens, np.array([len(row)]), table, 512)
         text = bytes(np.asarray(data)[0, : int(lengths[0])]).decode()
         assert text == tokenizer().decode(row, skip_special_tokens=True)
     # Bytes that are not a whole character are kept as they are.
     half = np.array([[vocabulary["<0xC3>"], vocabulary["<0x41>"]]])
-    data, _ = answers.tokens_to_bytes(half, np.array([2]), table, 2)
+    data, _ = spell(half, np.array([2]), table, 2)
     assert bytes(np.asarray(data)[0]) == b"\xc3A"
 
 

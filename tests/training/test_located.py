@@ -6,6 +6,8 @@ import pytest
 
 from cxr_jax.sft import step
 
+locate_loss = jax.jit(step.locate_loss)
+
 
 @pytest.mark.parametrize("side", [1, 3, 7, 8, 11, 16])
 def test_regions_are_resampled_by_area(side):
@@ -24,7 +26,7 @@ def test_the_loss_of_the_grid_of_the_regions_is_that_of_before():
     severity = rng.random((2, 3), np.float32)
     for tokens in (64, 49):
         features = rng.standard_normal((2, tokens, 5), np.float32)
-        assert np.isfinite(step.locate_loss(head, features, regions, severity))
+        assert np.isfinite(locate_loss(head, features, regions, severity))
 
 
 def test_regions_of_several_images_belong_to_the_tokens_of_each():
@@ -44,5 +46,5 @@ def test_regions_of_several_images_belong_to_the_tokens_of_each():
         said = (2 * wide - 1).reshape(2, 2, side * side).transpose(0, 2, 1)
         said = np.concatenate([said, np.zeros_like(said[..., :1])], -1)
         right, wrong = said.reshape(1, -1, 3), said[::-1].reshape(1, -1, 3)
-        losses = [step.locate_loss(head, each, regions, severity) for each in (right, wrong)]
+        losses = [locate_loss(head, each, regions, severity) for each in (right, wrong)]
         assert losses[0] + 0.3 < losses[1]

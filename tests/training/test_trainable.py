@@ -125,7 +125,8 @@ def test_lora_trains_adapters_alone(world):
     changed = {k for k, x in leaves(merged).items() if not np.array_equal(x, leaves(want)[k])}
     own = lora.Lora(4, 32.0, ("decoder", "merger")).paths_in(lora.modules_of(want))
     assert changed == {f"{p}/kernel" for p in own}
-    see = lambda p: network.vision(p, m.config, PROCESSOR.patchify(batch["image"]), grid).tokens
+    patches = PROCESSOR.patchify(batch["image"])
+    see = jax.jit(lambda params: network.vision(params, m.config, patches, grid).tokens)
     joined = what.merge(state["params"], frozen)["model"]
     np.testing.assert_allclose(see(joined), see(merged), atol=1e-4)
 
