@@ -18,6 +18,12 @@ from cxr_jax.store.records.reports import Change
 
 pytestmark = pytest.mark.slow
 PASSWORD = "correct horse"
+# How often the page has been told whether a lock that it has waited for is its own.
+COUNT_LOCKS = """
+window.lockAnswers = 0;
+const request = navigator.locks.request.bind(navigator.locks);
+navigator.locks.request = (...asked) => request(...asked).finally(() => (window.lockAnswers += 1));
+"""
 
 
 @contextlib.contextmanager
@@ -129,6 +135,17 @@ def test_an_addendum_that_was_not_added_is_in_its_box_again(chromium, film, tmp_
         page.locator("#signature-state", has_text="signed by").wait_for()
         box = page.locator("#addendum-text")
         box.fill("secret addendum")
+        page.wait_for_function("() => localStorage.length === 1")
+
+        # ---- What is still being typed in another tab has not been left ----
+        tab = page.context.new_page()
+        tab.add_init_script(COUNT_LOCKS)
+        tab.goto(page.url)
+        tab.locator("#signature-state", has_text="signed by").wait_for()
+        tab.wait_for_function("() => window.lockAnswers === 1")
+        assert tab.locator("#addendum-text").input_value() == ""
+        assert tab.evaluate("localStorage.length") == 1
+        tab.close()
         go_for_half_an_hour(page, "secret addendum")
 
         enter_as(page, "bert")

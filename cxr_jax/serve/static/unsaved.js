@@ -2,6 +2,7 @@
 // server tells to its reader alone and that no storage holds, so that whoever comes next finds nothing to read.
 
 const PREFIX = "cxr_jax.sealed.";
+const LEAVING_MS = 500; // how long a page that is being left may still hold its lock
 
 export class Unsaved {
   /**
@@ -14,16 +15,18 @@ export class Unsaved {
     this.page = hexOf(crypto.getRandomValues(new Uint8Array(8)));
     // Browsers seal on loopback and under TLS alone.
     this.key = sealing?.key && crypto.subtle ? importKey(sealing.key) : null;
+    // Held as long as the page lives: what is still being typed in it has not been left.
+    if (this.key) navigator.locks.request(`${PREFIX}${this.page}`, () => new Promise(() => {}));
     // One after another, or an older record could overtake a newer one.
     this.last = Promise.resolve();
   }
 
-  /** What pages have left of a report, or of any, oldest first: what was kept, and {id, at}. */
+  /** What pages that are gone have left of a report, or of any, oldest first: what was kept, and {id, at}. */
   async find(id = "") {
     if (!this.key) return [];
     const start = id ? `${this.prefix}${id}.` : this.prefix;
     const names = Object.keys(localStorage).filter((name) => name.startsWith(start) && !name.endsWith(`.${this.page}`));
-    const records = await Promise.all(names.map((name) => this.open(name)));
+    const records = await Promise.all(names.map(async (name) => (await isLeft(name)) && this.open(name)));
     return records.filter(Boolean).sort((one, other) => one.at - other.at);
   }
 
@@ -57,6 +60,16 @@ export class Unsaved {
       localStorage.removeItem(name); // damaged, or of a key that is gone
       return null;
     }
+  }
+}
+
+/** Whether the page of a record is gone, and not open in another tab. */
+async function isLeft(name) {
+  const lock = `${PREFIX}${name.split(".").at(-1)}`;
+  try {
+    return await navigator.locks.request(lock, { signal: AbortSignal.timeout(LEAVING_MS) }, () => true);
+  } catch {
+    return false;
   }
 }
 
