@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tiny_model
 
 from cxr_jax.config.sections import PolicyLossConfig, RunConfig
 from cxr_jax.models import network
@@ -132,7 +131,7 @@ def case(seed: int, prompts: int | None = None) -> Case:
         clip=str(rng.choice(["ppo", "cispo"])),
         beta=float(rng.choice([0.0, 0.1])),
     )
-    params = tiny_model.draw_params(model_config, seed)
+    params = network.init_params(model_config, jax.random.key(seed))
     params["text"]["embed"]["embedding"] *= (
         20.0  # sharp distributions: a wrong key or position changes much
     )
