@@ -44,9 +44,9 @@ export class Unsaved {
     this.last = this.last.then(() => localStorage.removeItem(this.nameOf(id)));
   }
 
-  /** Records that other pages have left, once this page has taken them over or dropped them. */
+  /** Records that other pages have left, once this page has taken them over, and its own is written, or dropped them. */
   drop(records) {
-    for (const { name } of records) localStorage.removeItem(name);
+    this.last = this.last.then(() => records.forEach(({ name }) => localStorage.removeItem(name)));
   }
 
   nameOf(id) {
