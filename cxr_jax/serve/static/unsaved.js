@@ -66,6 +66,8 @@ export class Unsaved {
 /** Whether the page of a record is gone, and not open in another tab. */
 async function isLeft(name) {
   const lock = `${PREFIX}${name.split(".").at(-1)}`;
+  const { held } = await navigator.locks.query();
+  if (!held.some((one) => one.name === lock)) return true;
   try {
     return await navigator.locks.request(lock, { signal: AbortSignal.timeout(LEAVING_MS) }, () => true);
   } catch {
