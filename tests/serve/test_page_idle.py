@@ -250,6 +250,8 @@ def test_a_thought_that_was_not_saved_is_the_text_again(chromium, tmp_path):
         enter(page, address, "anna")
         expect(page.locator("#status")).to_have_text("put back, not saved")
         expect(page.get_by_label("Cardiomegaly: state")).to_have_value("present")
+        # Put back, it is kept as it was.
+        page.wait_for_function("() => localStorage.length === 1")
         page.get_by_label("Cardiomegaly: as the text says").click()
         page.wait_for_function("() => localStorage.length === 0")
         assert not browser.asks_before_leaving(page)

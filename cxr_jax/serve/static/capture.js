@@ -216,6 +216,7 @@ async function putBack() {
       text.value = left;
       chips.load(labels);
       await check();
+      keepUnsaved(); // the labels are set again when the text is read
       const others = page.version === last.version ? "" : `; version ${page.version} has others`;
       say("status", `put back, not saved${others}`);
     }
